@@ -1,0 +1,148 @@
+//! What the daemon and its kernel programs agree on.
+//!
+//! Map keys and values are plain integers and byte arrays without padding, locked by the layout
+//! test below: both sides are compiled separately, by different compilers, and meet only in memory.
+//! Addresses are bytes in network order; an IPv4 address is its IPv4-mapped form (RFC 4291
+//! section 2.5.5.2), so that one key serves both families.
+
+#![cfg_attr(target_arch = "bpf", no_std)]
+
+mod counter;
+mod token;
+
+pub use counter::Counter;
+pub use token::{
+    MAX_CGROUP_TOKENS, MAX_TOKENS, TOKEN4_NET, TOKEN4_PREFIX_LEN, TOKEN6_NET, TOKEN6_PREFIX_LEN,
+    Token,
+};
+
+/// The port whose traffic is redirected (RFC 1035 section 4.2).
+pub const DNS_PORT: u16 = 53;
+
+/// The most network namespaces that can be served at once.
+pub const MAX_NAMESPACES: usize = 16_384;
+
+/// The most cgroups that the scope may name; what is below a named one needs no entry.
+pub const MAX_SCOPE: usize = 65_536;
+
+/// Cgroup levels that the programs look at, from the root down; what is nested deeper is judged by
+/// its ancestor at the last level.
+pub const MAX_CGROUP_DEPTH: i32 = 32;
+
+/// Bytes of the ring buffer that carries [`Event`]s to the daemon (a power of two, whole pages).
+pub const EVENTS_BYTES: usize = 1 << 16;
+
+/// Who asks whom: the cgroup and network namespace of a client and the nameserver it addressed.
+///
+/// Each origin has its own [`Token`], and each live token one origin.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Id of the asking task's cgroup v2 (the inode number of its directory).
+    pub cgroup: u64,
+    /// Cookie of the socket's network namespace (`SO_NETNS_COOKIE`); 0 marks a free slot.
+    pub netns: u64,
+    /// The nameserver's address, IPv4 in its mapped form.
+    pub addr: [u8; 16],
+}
+
+/// Where the listener of a ready network namespace waits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// UDP and TCP port, in network byte order.
+    pub port_be: u16,
+    /// [`Listener::V4`] and [`Listener::V6`]: the families in which it listens.
+    pub families: u16,
+}
+
+impl Listener {
+    /// It serves IPv4 tokens.
+    pub const V4: u16 = 1;
+    /// It serves IPv6 tokens, and the route to them exists.
+    pub const V6: u16 = 2;
+}
+
+/// What the scope says of a cgroup. No entry: as the parent.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Redirect its port-53 traffic, and that of everything below it.
+    Select = 1,
+    /// Leave it alone, and everything below it; wins over any `Select` above or below.
+    Exclude = 2,
+    /// A new child may be selected: one without an entry of its own is refused until the daemon has
+    /// seen it. The cgroup itself is as its parent.
+    Open = 3,
+    /// A child of an `Open` one that was seen and is not selected.
+    Ignore = 4,
+}
+
+/// A query that was refused only because the daemon has not seen something yet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The asking task's cgroup.
+    pub cgroup: u64,
+    /// The socket's network namespace.
+    pub netns: u64,
+    /// The asking process (thread group).
+    pub pid: u32,
+    /// What has not been seen: [`Event::NETNS`] or [`Event::CGROUP`].
+    pub unseen: u32,
+}
+
+impl Event {
+    /// The namespace has no listener.
+    pub const NETNS: u32 = 0;
+    /// The cgroup is the child of an open one ([`Policy::Open`]).
+    pub const CGROUP: u32 = 1;
+}
+
+/// What the leak guard does with port-53 packets of the scope that leave past the redirection.
+/// A token address that leaves the host is refused either way.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardMode {
+    /// Counts them.
+    Count = 1,
+    /// Refuses and counts them.
+    On = 2,
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod pod {
+    // SAFETY: each is `repr(C)`, `Copy`, without padding (`layout_is_locked` below) and valid for
+    // every bit pattern.
+    unsafe impl aya::Pod for super::Origin {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Listener {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Event {}
+}
+
+const _: () = {
+    assert!(size_of::<Origin>() == 32 && align_of::<Origin>() == 8);
+    assert!(size_of::<Listener>() == 4);
+    assert!(size_of::<Event>() == 24);
+    assert!(size_of::<Token>() == 4);
+};
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn layout_is_locked() {
+        assert_eq!(offset_of!(Origin, cgroup), 0);
+        assert_eq!(offset_of!(Origin, netns), 8);
+        assert_eq!(offset_of!(Origin, addr), 16);
+        assert_eq!(offset_of!(Listener, port_be), 0);
+        assert_eq!(offset_of!(Listener, families), 2);
+        assert_eq!(offset_of!(Event, cgroup), 0);
+        assert_eq!(offset_of!(Event, netns), 8);
+        assert_eq!(offset_of!(Event, pid), 16);
+    }
+}
