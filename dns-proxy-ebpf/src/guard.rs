@@ -1,0 +1,146 @@
+//! The net under the redirection: what leaves the host is looked at once more.
+//!
+//! It catches what the socket hooks cannot: sockets connected before they were there, raw sockets,
+//! and tokens that a device-bound socket would carry onto a wire. Out of reach: AF_PACKET.
+
+use core::ptr;
+
+use aya_ebpf::{
+    Global,
+    bindings::__sk_buff,
+    helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get},
+    programs::SkBuffContext,
+};
+use dns_proxy_common::{Counter, DNS_PORT, GuardMode, Token};
+
+use crate::{
+    maps::{self, EXEMPT},
+    scope,
+};
+
+const PASS: i32 = 1;
+/// The packet is dropped; a datagram's sender gets EPERM.
+const REFUSE: i32 = 0;
+
+/// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+/// IPv6 extension headers that are looked behind (RFC 8200 section 4); hosts send one or two.
+const MAX_EXTENSIONS: usize = 6;
+
+/// What to do with port 53; set by the daemon before it loads the programs.
+#[unsafe(no_mangle)]
+static GUARD_MODE: Global<u8> = Global::new(GuardMode::On as u8);
+
+/// Judges one outgoing packet.
+#[inline(always)]
+pub(crate) fn judge(ctx: &SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid while the program runs; `ifindex` may be read.
+    if unsafe { ptr::addr_of!((*skb).ifindex).read_volatile() } == LOOPBACK {
+        return PASS;
+    }
+    let Some(packet) = Packet::read(ctx) else {
+        return PASS; // neither IPv4 nor IPv6
+    };
+    if packet.to_token {
+        maps::count(Counter::GuardToken);
+        return REFUSE;
+    }
+    if packet.port != Some(DNS_PORT) || scope::of_packet(skb).is_err() || is_exempt(skb) {
+        return PASS;
+    }
+    maps::count(Counter::GuardQuery);
+    if GUARD_MODE.load() == GuardMode::On as u8 { REFUSE } else { PASS }
+}
+
+/// What matters of a packet.
+struct Packet {
+    to_token: bool,
+    /// Destination port; `None` for other transports and later fragments.
+    port: Option<u16>,
+}
+
+impl Packet {
+    /// Reads the headers; packets start at the network header here.
+    #[inline(always)]
+    fn read(ctx: &SkBuffContext) -> Option<Self> {
+        match ctx.load::<u8>(0).ok()? >> 4 {
+            4 => Self::read_v4(ctx),
+            6 => Self::read_v6(ctx),
+            _ => None,
+        }
+    }
+
+    /// RFC 791 section 3.1.
+    #[inline(always)]
+    fn read_v4(ctx: &SkBuffContext) -> Option<Self> {
+        let header = ctx.load::<[u8; 20]>(0).ok()?;
+        let to_token = Token::from_v4([header[16], header[17], header[18], header[19]]).is_some();
+        let first_fragment = header[6] & 0x1f == 0 && header[7] == 0;
+        let port = if first_fragment {
+            port(ctx, header[9], usize::from(header[0] & 0xf) * 4)
+        } else {
+            None
+        };
+        Some(Self { to_token, port })
+    }
+
+    /// RFC 8200 sections 3 and 4.
+    #[inline(always)]
+    fn read_v6(ctx: &SkBuffContext) -> Option<Self> {
+        const HOP_BY_HOP: u8 = 0;
+        const ROUTING: u8 = 43;
+        const FRAGMENT: u8 = 44;
+        const DESTINATION: u8 = 60;
+
+        let to_token = Token::from_v6(ctx.load::<[u8; 16]>(24).ok()?).is_some();
+        let mut next = ctx.load::<u8>(6).ok()?;
+        let mut at = 40;
+        for _ in 0..MAX_EXTENSIONS {
+            let len = match next {
+                HOP_BY_HOP | ROUTING | DESTINATION => {
+                    (usize::from(ctx.load::<u8>(at + 1).ok()?) + 1) * 8
+                }
+                FRAGMENT => 8,
+                _ => break,
+            };
+            if next == FRAGMENT && ctx.load::<u16>(at + 2).ok()?.to_be() & 0xfff8 != 0 {
+                return Some(Self { to_token, port: None });
+            }
+            next = ctx.load::<u8>(at).ok()?;
+            at += len;
+        }
+        Some(Self { to_token, port: port(ctx, next, at) })
+    }
+}
+
+/// The destination port of a transport that has it where UDP has.
+#[inline(always)]
+fn port(ctx: &SkBuffContext, protocol: u8, at: usize) -> Option<u16> {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    const UDPLITE: u8 = 136;
+    match protocol {
+        TCP | UDP | UDPLITE => ctx.load::<u16>(at + 2).ok().map(u16::from_be),
+        _ => None,
+    }
+}
+
+/// Whether the packet is one of the daemon's own.
+#[inline(always)]
+fn is_exempt(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid while the program runs, and so is its socket, which both helpers
+    // take (5.1, 5.2); the storage is only looked at for presence.
+    unsafe {
+        let sk = (*skb).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return false;
+        }
+        let sk = bpf_sk_fullsock(sk);
+        if sk.is_null() {
+            return false;
+        }
+        let map = ptr::from_ref(&EXEMPT).cast_mut().cast();
+        !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
+    }
+}

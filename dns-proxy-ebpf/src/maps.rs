@@ -1,0 +1,61 @@
+//! Every map, and who writes it.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, PerCpuArray, Queue, RingBuf, SkStorage},
+    macros::btf_map,
+};
+use dns_proxy_common::{
+    Counter, EVENTS_BYTES, Event, Listener, MAX_NAMESPACES, MAX_SCOPE, MAX_TOKENS, Origin,
+};
+
+/// `BPF_F_NO_PREALLOC`: memory is taken when an entry is, so that the bounds cost nothing.
+const NO_PREALLOC: usize = 1;
+
+/// cgroup id -> `Policy`. Written by the daemon.
+#[btf_map]
+pub(crate) static SCOPE: HashMap<u64, u32, MAX_SCOPE, NO_PREALLOC> = HashMap::new();
+
+/// Network namespace cookie -> its listener; written by the daemon once everything there is in
+/// place, and removed before anything there goes.
+#[btf_map]
+pub(crate) static READY: HashMap<u64, Listener, MAX_NAMESPACES, NO_PREALLOC> = HashMap::new();
+
+/// The daemon's own sockets, never redirected. Set by the daemon by file descriptor, so that no
+/// application can forge it, which it could with a mark.
+#[btf_map]
+pub(crate) static EXEMPT: SkStorage<u8> = SkStorage::new();
+
+/// Origin -> token number. Written here; pruned by the daemon.
+#[btf_map]
+pub(crate) static TOKENS: HashMap<Origin, u32, { MAX_TOKENS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+/// Token number -> origin: the inverse of `TOKENS`, always written before it.
+#[btf_map]
+pub(crate) static ORIGINS: Array<Origin, { MAX_TOKENS as usize }> = Array::new();
+
+/// Token numbers that nobody has; filled by the daemon, at the start with all of them.
+#[btf_map]
+pub(crate) static FREE_TOKENS: Queue<u32, { MAX_TOKENS as usize }> = Queue::new();
+
+/// cgroup id -> how many tokens it has, to bound them. Counted here, and put right by the daemon.
+#[btf_map]
+pub(crate) static QUOTA: HashMap<u64, u32, { MAX_TOKENS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Outcomes by `Counter`, for each CPU.
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+
+/// What the daemon should hear about at once.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(cell) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the kernel returned a valid pointer to this CPU's cell. A hook that interrupts
+        // this one on the same CPU could at worst lose one increment.
+        unsafe { *cell += 1 };
+    }
+}

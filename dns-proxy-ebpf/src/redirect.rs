@@ -1,0 +1,128 @@
+//! On the way out: port 53 becomes a token address on loopback.
+
+use aya_ebpf::{
+    EbpfContext as _, helpers::generated::bpf_get_current_cgroup_id, programs::SockAddrContext,
+};
+use aya_log_ebpf::debug;
+use dns_proxy_common::{Counter, DNS_PORT, Event, Listener, Origin};
+
+use crate::{
+    maps::{self, EVENTS, EXEMPT, READY},
+    scope,
+    sock_addr::{self, Sockaddr},
+    token,
+};
+
+const PASS: i32 = 1;
+/// The system call fails with EPERM.
+const REFUSE: i32 = 0;
+
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_UDPLITE: u32 = 136;
+const IPPROTO_MPTCP: u32 = 262;
+/// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+
+/// Redirects the address of this call if it is a nameserver's; `hook` counts it.
+#[inline(always)]
+pub(crate) fn redirect<A: Sockaddr>(ctx: &SockAddrContext, hook: Counter) -> i32 {
+    if sock_addr::port_be(ctx) != DNS_PORT.to_be() {
+        return PASS;
+    }
+    let outcome = match to_token::<A>(ctx) {
+        Ok(()) => hook,
+        Err(reason) => reason,
+    };
+    maps::count(outcome);
+    debug!(ctx, "port 53, pid {}: outcome {}", ctx.tgid(), outcome as u32);
+    verdict(outcome)
+}
+
+/// Sets the token address, or names the reason why not.
+#[inline(always)]
+fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
+    let addr = A::addr(ctx);
+    if addr.is_loopback() {
+        return Err(Counter::Loopback);
+    }
+    let protocol = sock_addr::protocol(ctx);
+    let answered = matches!(protocol, IPPROTO_UDP | IPPROTO_TCP | IPPROTO_MPTCP);
+    if addr.is_multicast() || !(answered || protocol == IPPROTO_UDPLITE) {
+        return Err(Counter::NotDns);
+    }
+    scope::of_task().inspect_err(|reason| {
+        if *reason == Counter::Undecided {
+            announce(ctx, Event::CGROUP);
+        }
+    })?;
+    // SAFETY: the socket belongs to this context; its storage is only looked at for presence.
+    if !unsafe { EXEMPT.get_ptr_mut(ctx) }.is_null() {
+        return Err(Counter::Exempt);
+    }
+    if !answered {
+        return Err(Counter::Transport);
+    }
+    // Out of a device a token would leave the host in clear.
+    if !matches!(sock_addr::bound_device(ctx), 0 | LOOPBACK) {
+        return Err(Counter::DeviceBound);
+    }
+
+    let origin = Origin {
+        // SAFETY: the helper takes nothing (4.18).
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        netns: sock_addr::netns(ctx),
+        addr: addr.octets(),
+    };
+    // SAFETY: the value is one aligned word, replaced as a whole.
+    let Some(listener) = (unsafe { READY.get(origin.netns) }) else {
+        announce(ctx, Event::NETNS);
+        return Err(Counter::NotReady);
+    };
+    let family = if addr.is_v4() { Listener::V4 } else { Listener::V6 };
+    if listener.families & family == 0 {
+        return Err(Counter::NoFamily);
+    }
+    let token = token::of(&origin)?;
+    A::set_addr(ctx, addr.token_beside(token));
+    sock_addr::set_port_be(ctx, listener.port_be);
+    Ok(())
+}
+
+/// Tells the daemon of something that it has not seen yet.
+#[inline(always)]
+fn announce(ctx: &SockAddrContext, unseen: u32) {
+    // SAFETY: the helper takes nothing (4.18).
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    let event = Event { cgroup, netns: sock_addr::netns(ctx), pid: ctx.tgid(), unseen };
+    if EVENTS.output(event, 0).is_err() {
+        maps::count(Counter::EventLost);
+    }
+}
+
+/// What the caller gets. In a selected cgroup nothing that is not redirected may leave.
+#[inline(always)]
+fn verdict(outcome: Counter) -> i32 {
+    match outcome {
+        Counter::Connect4
+        | Counter::Connect6
+        | Counter::Sendmsg4
+        | Counter::Sendmsg6
+        | Counter::Restored
+        | Counter::NotSelected
+        | Counter::Excluded
+        | Counter::Exempt
+        | Counter::Loopback
+        | Counter::NotDns
+        | Counter::GuardQuery
+        | Counter::GuardToken
+        | Counter::UnknownToken
+        | Counter::EventLost => PASS,
+        Counter::NotReady
+        | Counter::NoFamily
+        | Counter::DeviceBound
+        | Counter::Transport
+        | Counter::NoToken
+        | Counter::Undecided => REFUSE,
+    }
+}
