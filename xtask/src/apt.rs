@@ -1,0 +1,74 @@
+//! Debian's packages, installed without anything being started.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    ebpf_toolchain::command,
+    run::{as_root, exists, finish, succeeds},
+};
+
+/// Installs packages and what they depend on; the package lists are fetched only if they are
+/// missing or out of date.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    let names = packages.join(" ");
+    ensure!(
+        exists("apt-get"),
+        "this machine has no apt-get: install by its own means what Debian calls {names}, and run this again"
+    );
+    if !packages.iter().all(|package| is_known(package)) {
+        update()?;
+    }
+    for package in packages {
+        ensure!(
+            is_known(package),
+            "apt knows no package {package}. On Debian 12 everything needed is in bookworm and \
+             bookworm-security: are both in the apt sources?"
+        );
+    }
+    if !try_install(packages)? {
+        // The usual reason: the lists name versions that the mirror has replaced since.
+        println!("update   apt's package lists, because they may be out of date");
+        update()?;
+        ensure!(try_install(packages)?, "apt-get could not install {names}; what it says is above");
+    }
+    Ok(())
+}
+
+/// Whether apt has a version of this package to offer, going by the lists it has.
+pub(crate) fn is_known(package: &str) -> bool {
+    let output = command("apt-cache").args(["show", package]).stderr(Stdio::null()).output();
+    output.is_ok_and(|output| !output.stdout.is_empty())
+}
+
+pub(crate) fn update() -> Result<()> {
+    finish(as_root("apt-get").args(["update", "-qq"])).context("apt cannot fetch its package lists")
+}
+
+/// `--no-remove`: a package that conflicts with an installed one must not push it out.
+fn try_install(packages: &[&str]) -> Result<bool> {
+    // One shell, so that its traps clean up even after Ctrl-C. No daemon is started now
+    // (policy-rc.d, where no administrator wrote one) and DNS servers not at the next boot either
+    // (the mask): a second resolver on port 53 would change how this machine resolves names.
+    const SCRIPT: &str = r#"
+        set -e
+        export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes
+        for server in unbound dnsdist; do
+            case " $* " in *" $server "*)
+                mkdir -p /etc/systemd/system
+                [ -e "/etc/systemd/system/$server.service" ] ||
+                    ln -sf /dev/null "/etc/systemd/system/$server.service"
+            esac
+        done
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e "$policy" ]; then
+            trap 'rm -f "$policy"' EXIT
+            trap 'exit 130' INT TERM HUP
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
+        apt-get install -qq -o Dpkg::Use-Pty=0 --no-install-recommends --no-remove "$@" >/dev/null
+    "#;
+    succeeds(as_root("sh").args(["-c", SCRIPT, "sh"]).args(packages))
+}

@@ -1,0 +1,54 @@
+//! The project's chores, run as `cargo xtask`: set up a machine, test, demonstrate.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what chores have to say is for the terminal"
+)]
+
+use std::{ffi::OsString, path::Path, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+mod apt;
+mod demo;
+mod ebpf_toolchain;
+mod run;
+mod setup;
+mod test;
+
+/// The project's chores
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+enum Chore {
+    /// Bring this machine to where everything builds and all tests run
+    ///
+    /// Looks before it acts, so it can be repeated. Uses sudo if it must install packages and is
+    /// not root.
+    Setup,
+    /// Set up what is missing, then check format and lints and run all tests
+    ///
+    /// The tests on the real kernel need root: without it they are started with sudo.
+    Test {
+        /// Run the slow tests too, those marked #[ignore]
+        #[arg(long)]
+        full: bool,
+        /// Given to `cargo test`, such as the name of a test, or `-- --nocapture`
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Set up what is missing, then show that DNS leaves a container only inside TLS
+    Demo,
+}
+
+fn main() -> Result<ExitCode> {
+    let chore = Chore::parse();
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    std::env::set_current_dir(&workspace)
+        .with_context(|| format!("the workspace {} is gone", workspace.display()))?;
+    match chore {
+        Chore::Setup => setup::run(setup::Report::Everything).map(|()| ExitCode::SUCCESS),
+        Chore::Test { full, arguments } => test::run(full, arguments),
+        Chore::Demo => demo::run(),
+    }
+}

@@ -1,0 +1,176 @@
+//! Brings a machine to where everything builds and every test runs.
+//!
+//! Looks before it acts: on a machine that has everything it does nothing, in a fraction of a
+//! second. What it installs, it installs from Debian's packages, rustup and crates.io.
+
+use std::{ops::RangeInclusive, path::PathBuf};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    apt,
+    ebpf_toolchain::{LINKED, Toolchain, command, linker_llvm},
+    run::{cargo, exists, finish, succeeds},
+};
+
+/// Newer ones may ask for a newer Rust than Debian's, which must be able to compile it.
+const LINKER_VERSION: &str = "0.13.0";
+
+/// The major versions of LLVM that this bpf-linker can be built with.
+const LINKER_LLVMS: RangeInclusive<u32> = 21..=23;
+
+/// How much of what is found to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Report {
+    Everything,
+    /// Only what is missing and installed now.
+    Changes,
+}
+
+/// Programs (or files, if they start with a slash), the Debian packages that bring them, and what
+/// they are for. The kernel programs' compiler is not so simple, see [`ebpf_compiler`].
+const REQUIREMENTS: &[(&str, &[&str], &str)] = &[
+    ("cc", &["gcc", "libc6-dev"], "links every program"),
+    (
+        "/etc/ssl/certs/ca-certificates.crt",
+        &["ca-certificates"],
+        "crates.io and public DNS servers are verified with it",
+    ),
+    ("ip", &["iproute2"], "makes network namespaces"),
+    ("ss", &["iproute2"], "shows who listens where"),
+    ("nsenter", &["util-linux"], "enters namespaces"),
+    ("ps", &["procps"], "shows that no process is left behind"),
+    ("gcc", &["gcc", "libc6-dev"], "makes a glibc client"),
+    ("musl-gcc", &["musl-tools"], "makes a musl client"),
+    ("dig", &["bind9-dnsutils"], "a client"),
+    ("kdig", &["knot-dnsutils"], "a stricter client"),
+    ("unbound", &["unbound"], "an upstream; its service stays off"),
+    ("dnsdist", &["dnsdist"], "another; its service stays off"),
+];
+
+/// Installs what is missing.
+pub(crate) fn run(report: Report) -> Result<()> {
+    let mut packages = Vec::new();
+    for (what, from, why) in REQUIREMENTS {
+        if exists(what) {
+            found(report, what);
+        } else {
+            missing(what, &format!("install {}: {why}", from.join(" ")));
+            packages.extend_from_slice(from);
+        }
+    }
+    packages.sort_unstable();
+    packages.dedup();
+    if !packages.is_empty() {
+        apt::install(&packages)?;
+    }
+    ebpf_compiler(report)
+}
+
+/// A Rust that has core's source and a bpf-linker that understands it. The user's own Rust is
+/// given what it lacks if that can be had; otherwise Debian's is installed beside it.
+fn ebpf_compiler(report: Report) -> Result<()> {
+    if let Some(toolchain) = Toolchain::linkable() {
+        found(report, &format!("core's source, in {toolchain}"));
+        found(report, "bpf-linker");
+        return Ok(());
+    }
+    if Toolchain::with_core_source().next().is_none() && exists("rustup") {
+        missing("core's source", "rustup component add rust-src: it is compiled for BPF");
+        if !succeeds(command("rustup").args(["component", "add", "rust-src"]))? {
+            println!("         rustup cannot deliver it");
+        }
+    }
+    if linker_for_any()? {
+        return Ok(());
+    }
+
+    missing("core's source", "install rustc-web rust-web-src, Debian's matching pair");
+    apt::install(&["rustc-web", "rust-web-src"])?;
+    if exists("rustup") {
+        missing(LINKED, "rustup toolchain link: so that rustup can run Debian's compiler");
+        finish(command("rustup").args(["toolchain", "link", LINKED, "/usr"]))?;
+    }
+    ensure!(
+        linker_for_any()?,
+        "Debian's rustc-web is installed, but it is not the rustc in PATH, or older than Rust {} \
+         (bookworm-security has a newer one than bookworm), or bpf-linker cannot be had for it",
+        env!("CARGO_PKG_RUST_VERSION")
+    );
+    Ok(())
+}
+
+/// Whether one of the toolchains with core's source has a bpf-linker now.
+fn linker_for_any() -> Result<bool> {
+    for toolchain in Toolchain::with_core_source() {
+        if linker(&toolchain)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Installs a bpf-linker that reads what this compiler writes, if one can be had.
+fn linker(compiler: &Toolchain) -> Result<bool> {
+    let fits = || linker_llvm().is_some_and(|llvm| llvm >= compiler.llvm);
+    if fits() {
+        return Ok(true);
+    }
+    if exists("cargo-binstall") {
+        missing("bpf-linker", &format!("cargo binstall: to link what {compiler} compiles"));
+        if succeeds(&mut cargo("binstall --no-confirm --force bpf-linker"))? && fits() {
+            return Ok(true);
+        }
+    }
+    let Some((llvm, prefix)) = llvm(compiler.llvm)? else {
+        println!(
+            "         no LLVM {} or newer to build a linker with for {compiler};",
+            compiler.llvm
+        );
+        println!("         with cargo-binstall installed, this command would fetch one ready-made");
+        return Ok(false);
+    };
+    missing(
+        "bpf-linker",
+        &format!(
+            "cargo install, against LLVM {llvm}, takes minutes: to link what {compiler} compiles"
+        ),
+    );
+    let mut install = cargo("install bpf-linker --locked --force --quiet --no-default-features");
+    install.args(["--version", LINKER_VERSION, "--features", &format!("llvm-{llvm}")]);
+    install.env("LLVM_PREFIX", prefix);
+    // In a shared target directory its build products would stay for ever.
+    install.env_remove("CARGO_TARGET_DIR");
+    finish(&mut install)?;
+    Ok(fits())
+}
+
+/// The oldest LLVM that is new enough and that bpf-linker can be built with, and where it is.
+fn llvm(at_least: u32) -> Result<Option<(u32, PathBuf)>> {
+    let first = at_least.max(*LINKER_LLVMS.start());
+    if exists("apt-get") && !apt::is_known(&format!("llvm-{first}-dev")) {
+        apt::update()?;
+    }
+    for version in first..=*LINKER_LLVMS.end() {
+        let (dev, polly) = (format!("llvm-{version}-dev"), format!("libpolly-{version}-dev"));
+        let prefix = PathBuf::from(format!("/usr/lib/llvm-{version}"));
+        if apt::is_known(&dev) {
+            missing("LLVM", &format!("install {dev} {polly} g++: bpf-linker is built with it"));
+            apt::install(&[&dev, &polly, "g++"])?;
+        } else if !prefix.join("bin/llvm-config").exists() {
+            continue;
+        }
+        return Ok(Some((version, prefix)));
+    }
+    Ok(None)
+}
+
+fn found(report: Report, what: &str) {
+    if report == Report::Everything {
+        println!("present  {what}");
+    }
+}
+
+fn missing(what: &str, remedy: &str) {
+    println!("missing  {what} -> {remedy}");
+}
