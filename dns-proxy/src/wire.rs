@@ -1,0 +1,208 @@
+//! Walking DNS messages on the wire (RFC 1035 section 4.1), without decoding what they say.
+//!
+//! Not a message library: records are passed on as the bytes they came in, so all that is ever
+//! needed is where one ends. Every function is bounded by the message's own length.
+
+/// Octets of the fixed header.
+pub const HEADER_LEN: usize = 12;
+/// The longest message a two-octet length can frame (RFC 1035 section 4.2.2).
+pub const MAX_MESSAGE_LEN: usize = 65_535;
+/// The longest name on the wire (RFC 1035 section 3.1).
+const MAX_NAME_LEN: usize = 255;
+
+/// Record types that this program treats in a special way; all others are opaque (RFC 3597).
+pub mod rr_type {
+    /// EDNS pseudo-record (RFC 6891).
+    pub const OPT: u16 = 41;
+    /// Transaction signature by public key (RFC 2931).
+    pub const SIG: u16 = 24;
+    /// Transaction signature by shared key (RFC 8945).
+    pub const TSIG: u16 = 250;
+    /// Incremental zone transfer (RFC 1995).
+    pub const IXFR: u16 = 251;
+    /// Zone transfer (RFC 5936).
+    pub const AXFR: u16 = 252;
+}
+
+/// EDNS option codes (IANA registry "DNS EDNS0 Option Codes").
+pub mod option_code {
+    /// DNS cookies (RFC 7873).
+    pub const COOKIE: u16 = 10;
+    /// TCP keepalive (RFC 7828).
+    pub const TCP_KEEPALIVE: u16 = 11;
+    /// Padding (RFC 7830).
+    pub const PADDING: u16 = 12;
+    /// Extended DNS errors (RFC 8914).
+    pub const EXTENDED_ERROR: u16 = 15;
+}
+
+/// Response codes (RFC 6895 section 2.3).
+pub mod rcode {
+    /// No error.
+    pub const NOERROR: u8 = 0;
+    /// The query could not be interpreted.
+    pub const FORMERR: u8 = 1;
+    /// The server could not answer.
+    pub const SERVFAIL: u8 = 2;
+    /// This kind of query is not supported.
+    pub const NOTIMP: u8 = 4;
+    /// The server will not answer.
+    pub const REFUSED: u8 = 5;
+    /// Unknown EDNS version, in its upper eight bits (RFC 6891 section 9).
+    pub const BADVERS_HIGH: u8 = 1;
+}
+
+/// Bits of the header's third and fourth octet.
+pub mod flag {
+    /// Octet 2: a response.
+    pub const QR: u8 = 0x80;
+    /// Octet 2: the operation.
+    pub const OPCODE: u8 = 0x78;
+    /// Octet 2: truncated.
+    pub const TC: u8 = 0x02;
+    /// Octet 2: recursion desired.
+    pub const RD: u8 = 0x01;
+    /// Octet 3: recursion available.
+    pub const RA: u8 = 0x80;
+    /// Octet 3: authentic data (RFC 4035).
+    pub const AD: u8 = 0x20;
+    /// Octet 3: checking disabled (RFC 4035).
+    pub const CD: u8 = 0x10;
+    /// Octet 3: the response code.
+    pub const RCODE: u8 = 0x0f;
+}
+
+/// The 16-bit field at `at`, if the message reaches that far.
+pub fn u16_at(message: &[u8], at: usize) -> Option<u16> {
+    let bytes = message.get(at..at.checked_add(2)?)?;
+    Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+}
+
+/// The four section counts: questions, answers, authority, additional.
+pub fn counts(message: &[u8]) -> Option<[u16; 4]> {
+    Some([u16_at(message, 4)?, u16_at(message, 6)?, u16_at(message, 8)?, u16_at(message, 10)?])
+}
+
+/// Where the name that starts at `at` ends. A compression pointer ends it; it is not followed.
+pub fn skip_name(message: &[u8], at: usize) -> Option<usize> {
+    let mut pos = at;
+    loop {
+        let len = *message.get(pos)?;
+        match len {
+            0 => return Some(pos + 1),
+            1..=63 => pos += 1 + usize::from(len),
+            0xc0.. => return (pos + 2 <= message.len()).then_some(pos + 2),
+            64..=0xbf => return None,
+        }
+        if pos - at >= MAX_NAME_LEN {
+            return None;
+        }
+    }
+}
+
+/// The one question of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Where it ends; it starts behind the header.
+    pub end: usize,
+    /// Its type.
+    pub qtype: u16,
+    /// Its class.
+    pub qclass: u16,
+}
+
+impl Question {
+    /// Reads the first question. A name there has nothing to point back to, so a compressed one is
+    /// an error.
+    pub fn read(message: &[u8]) -> Option<Self> {
+        let name_end = skip_name(message, HEADER_LEN)?;
+        if message[name_end - 1] != 0 || name_end - HEADER_LEN > MAX_NAME_LEN {
+            return None;
+        }
+        let qtype = u16_at(message, name_end)?;
+        let qclass = u16_at(message, name_end + 2)?;
+        Some(Self { end: name_end + 4, qtype, qclass })
+    }
+
+    /// Whether two questions on the wire ask the same: type and class alike, the name without
+    /// regard to case (RFC 4343).
+    pub fn same(a: &[u8], b: &[u8]) -> bool {
+        // Length octets are below 64 and so untouched by folding 'A' to 'Z'; type and class are
+        // compared exactly.
+        a.len() == b.len()
+            && a.len() >= 5
+            && a[..a.len() - 4].eq_ignore_ascii_case(&b[..b.len() - 4])
+            && a[a.len() - 4..] == b[b.len() - 4..]
+    }
+}
+
+/// One resource record's place in a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it starts: at its owner name.
+    pub start: usize,
+    /// Its type.
+    pub rr_type: u16,
+    /// Where its fixed part starts: at the type.
+    pub fixed: usize,
+    /// Where its data starts.
+    pub data: usize,
+    /// Where it ends.
+    pub end: usize,
+}
+
+/// Reads the record that starts at `at`.
+pub fn record_at(message: &[u8], at: usize) -> Option<Record> {
+    let fixed = skip_name(message, at)?;
+    let rr_type = u16_at(message, fixed)?;
+    let data = fixed + 10;
+    let end = data + usize::from(u16_at(message, fixed + 8)?);
+    (end <= message.len()).then_some(Record { start: at, rr_type, fixed, data, end })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(name: &[u8]) -> Vec<u8> {
+        let mut message = vec![0; HEADER_LEN];
+        message.extend_from_slice(name);
+        message.extend_from_slice(&[0, 1, 0, 1]);
+        message
+    }
+
+    #[test]
+    fn a_question_ends_behind_its_class() {
+        let message = question(b"\x07example\x04test\x00");
+        let read = Question::read(&message).expect("well formed");
+        assert_eq!(read, Question { end: message.len(), qtype: 1, qclass: 1 });
+    }
+
+    #[test]
+    fn malformed_names_are_refused() {
+        let long = [&[63_u8; 64][..]; 5].concat();
+        let cases: [&[u8]; 6] =
+            [b"\x07exam", b"\x40x", b"\x80x", b"\xc0\x0c", b"\xc0", long.as_slice()];
+        for name in cases {
+            assert_eq!(Question::read(&question(name)), None, "{name:?}");
+        }
+        assert_eq!(Question::read(&[0; HEADER_LEN]), None);
+    }
+
+    #[test]
+    fn questions_are_the_same_whatever_their_case() {
+        let [a, b] = [b"\x01A\x00\x00\x01\x00\x01", b"\x01a\x00\x00\x01\x00\x01"];
+        assert!(Question::same(a, b));
+        assert!(!Question::same(a, b"\x01a\x00\x00\x1c\x00\x01"));
+        assert!(!Question::same(a, b"\x01b\x00\x00\x01\x00\x01"));
+    }
+
+    #[test]
+    fn a_record_must_fit_its_message() {
+        let mut message = b"\x00\x00\x29\x04\xd0\x00\x00\x00\x00\x00\x02ab".to_vec();
+        let record = record_at(&message, 0).expect("well formed");
+        assert_eq!((record.rr_type, record.data, record.end), (rr_type::OPT, 11, 13));
+        message.pop();
+        assert_eq!(record_at(&message, 0), None);
+    }
+}
