@@ -1,0 +1,369 @@
+//! A client's message, parsed once: from here on it is a [`Query`] or an error with its answer.
+//!
+//! The message keeps its bytes; only where its parts are is noted. What goes upstream is those
+//! bytes with the hop-by-hop EDNS record replaced by ours (RFC 6891 section 6.1.1), padded
+//! (RFC 8467 section 4.1). A signed message goes as it came (RFC 5625 section 4.5).
+
+use std::ops::Range;
+
+use thiserror::Error;
+
+use super::opt_last;
+use crate::wire::{self, HEADER_LEN, Question, flag, option_code, rr_type};
+
+/// Queries are padded to a multiple of this many octets (RFC 8467 section 4.1).
+const PADDING_BLOCK: usize = 128;
+/// The UDP payload size we state. Nothing reaches us over UDP, but some servers limit answers to
+/// it even on streams; the value is the one that does not fragment (RFC 9715 section 3.1).
+pub const EDNS_UDP_SIZE: u16 = 1232;
+/// The longest query taken, in octets, over any transport: no client has reason for a longer one,
+/// and what we add to it must leave it below the 65,535 that a stream can frame.
+pub const MAX_QUERY_LEN: usize = 4_096;
+/// Octets of an OPT record without options (RFC 6891 section 6.1.2).
+const OPT_LEN: usize = 11;
+/// Octets of an EDNS option's code and length.
+const OPTION_HEADER_LEN: usize = 4;
+
+/// Why a message is not a query that can be answered from upstream. Always the client's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Malformed {
+    /// Shorter than a header: there is nothing to answer.
+    #[error("shorter than a DNS header")]
+    Short,
+    /// Longer than [`MAX_QUERY_LEN`].
+    #[error("longer than {MAX_QUERY_LEN} octets")]
+    Long,
+    /// A response: answering it could start a loop.
+    #[error("a response, not a query")]
+    Response,
+    /// An operation other than QUERY (RFC 8906 section 3.2), DSO included (RFC 8490).
+    #[error("unsupported operation code")]
+    Opcode,
+    /// Not exactly one question (RFC 9619).
+    #[error("not exactly one question")]
+    QuestionCount,
+    /// A section that does not hold what the header says.
+    #[error("malformed section")]
+    Section,
+    /// An EDNS version above 0 (RFC 6891 section 6.1.3).
+    #[error("unknown EDNS version")]
+    EdnsVersion,
+}
+
+/// What the client's OPT record says (RFC 6891 section 6.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edns {
+    /// The largest UDP payload it takes, in octets, 512 at least.
+    pub udp_size: u16,
+    /// The flags, of which DO is the top bit.
+    pub flags: u16,
+    record: Range<usize>,
+    options: Range<usize>,
+}
+
+impl Edns {
+    /// The DO bit (RFC 3225).
+    pub const DO: u16 = 0x8000;
+
+    /// DNSSEC records are wanted.
+    pub fn dnssec_ok(&self) -> bool {
+        self.flags & Self::DO != 0
+    }
+}
+
+/// One question from a client.
+#[derive(Clone, Debug)]
+pub struct Query {
+    message: Vec<u8>,
+    question: Question,
+    edns: Option<Edns>,
+    intact: bool,
+}
+
+impl Query {
+    /// Parses what a client sent.
+    ///
+    /// # Errors
+    /// Says what is wrong with it; [`super::response::reject`] knows the answer to each.
+    pub fn parse(message: &[u8]) -> Result<Self, Malformed> {
+        if message.len() < HEADER_LEN {
+            return Err(Malformed::Short);
+        }
+        if message[2] & flag::QR != 0 {
+            return Err(Malformed::Response);
+        }
+        if message[2] & flag::OPCODE != 0 {
+            return Err(Malformed::Opcode);
+        }
+        if message.len() > MAX_QUERY_LEN {
+            return Err(Malformed::Long);
+        }
+        let [questions, answers, authority, additional] =
+            wire::counts(message).ok_or(Malformed::Short)?;
+        if questions != 1 {
+            return Err(Malformed::QuestionCount);
+        }
+        let question = Question::read(message).ok_or(Malformed::Section)?;
+
+        let mut pos = question.end;
+        let mut edns = None;
+        let (mut intact, mut opt_is_last) = (false, true);
+        for index in 0..u32::from(answers) + u32::from(authority) + u32::from(additional) {
+            let record = wire::record_at(message, pos).ok_or(Malformed::Section)?;
+            let in_additional = index >= u32::from(answers) + u32::from(authority);
+            opt_is_last = edns.is_none();
+            match record.rr_type {
+                rr_type::OPT if edns.is_some() || !in_additional => {
+                    return Err(Malformed::Section); // RFC 6891 section 6.1.1
+                }
+                rr_type::OPT => edns = Some(read_edns(message, &record)?),
+                rr_type::TSIG | rr_type::SIG => intact = true,
+                _ => {}
+            }
+            pos = record.end;
+        }
+        if !opt_is_last && !intact {
+            // What stands behind the OPT record would move when that is replaced.
+            return opt_last::encode(message)
+                .and_then(|anew| Self::parse(&anew).ok().filter(|query| !query.intact))
+                .ok_or(Malformed::Section);
+        }
+        Ok(Self { message: message[..pos].to_vec(), question, edns, intact })
+    }
+
+    /// The transaction id.
+    pub fn id(&self) -> [u8; 2] {
+        [self.message[0], self.message[1]]
+    }
+
+    /// The two octets of header flags.
+    pub fn flags(&self) -> [u8; 2] {
+        [self.message[2], self.message[3]]
+    }
+
+    /// The question as it was asked.
+    pub fn question(&self) -> &[u8] {
+        &self.message[HEADER_LEN..self.question.end]
+    }
+
+    /// The type asked for.
+    pub fn qtype(&self) -> u16 {
+        self.question.qtype
+    }
+
+    /// The client's EDNS record.
+    pub fn edns(&self) -> Option<&Edns> {
+        self.edns.as_ref()
+    }
+
+    /// Signed, or otherwise not to be touched: neither the query nor its answer.
+    pub fn is_intact(&self) -> bool {
+        self.intact
+    }
+
+    /// The client validates, or at least understands, the AD bit (RFC 6840 section 5.7).
+    pub fn understands_ad(&self) -> bool {
+        self.flags()[1] & flag::AD != 0 || self.edns.as_ref().is_some_and(Edns::dnssec_ok)
+    }
+
+    /// The message for upstream, with the client's transaction id still in it.
+    pub fn to_upstream(&self) -> Vec<u8> {
+        if self.intact {
+            return self.message.clone();
+        }
+        let body_end = self.edns.as_ref().map_or(self.message.len(), |edns| edns.record.start);
+        let mut out = Vec::with_capacity(self.message.len() + OPT_LEN + PADDING_BLOCK);
+        out.extend_from_slice(&self.message[..body_end]);
+        if self.edns.is_none() {
+            let [.., additional] = wire::counts(&out).unwrap_or_default();
+            out[10..12].copy_from_slice(&(additional + 1).to_be_bytes());
+        }
+        let flags = self.edns.as_ref().map_or(0, |edns| edns.flags);
+        let opt = OptWriter::start(&mut out, 0, flags);
+        if let Some(edns) = &self.edns {
+            opt.copy_options(&mut out, &self.message[edns.options.clone()]);
+        }
+        let unpadded = out.len() + OPTION_HEADER_LEN;
+        let padding = unpadded.next_multiple_of(PADDING_BLOCK) - unpadded;
+        opt.option(&mut out, option_code::PADDING, &[0; PADDING_BLOCK][..padding]);
+        opt.finish(&mut out);
+        out
+    }
+}
+
+fn read_edns(message: &[u8], record: &wire::Record) -> Result<Edns, Malformed> {
+    let root_owner = record.fixed == record.start + 1;
+    let field = |at| wire::u16_at(message, record.fixed + at).ok_or(Malformed::Section);
+    let (udp_size, extended, flags) = (field(2)?, field(4)?, field(6)?);
+    if !root_owner || options(&message[record.data..record.end]).any(|option| option.is_none()) {
+        return Err(Malformed::Section);
+    }
+    if extended.to_be_bytes()[1] != 0 {
+        return Err(Malformed::EdnsVersion);
+    }
+    Ok(Edns {
+        udp_size: udp_size.max(512), // RFC 6891 section 6.2.3
+        flags,
+        record: record.start..record.end,
+        options: record.data..record.end,
+    })
+}
+
+/// The options in an OPT record's data: code and whole option; `None` once if they are malformed.
+pub fn options(data: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
+    let mut rest = data;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let split = wire::u16_at(rest, 2)
+            .and_then(|len| rest.split_at_checked(OPTION_HEADER_LEN + usize::from(len)));
+        let Some((option, tail)) = split else {
+            rest = &[];
+            return Some(None);
+        };
+        rest = tail;
+        Some(wire::u16_at(option, 0).map(|code| (code, option)))
+    })
+}
+
+/// Appends an OPT record to a message, option by option.
+pub struct OptWriter {
+    length_at: usize,
+}
+
+impl OptWriter {
+    /// Starts the record. `extended_rcode` is the upper eight bits of the response code.
+    pub fn start(out: &mut Vec<u8>, extended_rcode: u8, flags: u16) -> Self {
+        out.push(0);
+        out.extend_from_slice(&rr_type::OPT.to_be_bytes());
+        out.extend_from_slice(&EDNS_UDP_SIZE.to_be_bytes());
+        out.extend_from_slice(&[extended_rcode, 0]);
+        out.extend_from_slice(&flags.to_be_bytes());
+        out.extend_from_slice(&[0, 0]);
+        Self { length_at: out.len() - 2 }
+    }
+
+    /// Appends one option.
+    pub fn option(&self, out: &mut Vec<u8>, code: u16, data: &[u8]) {
+        out.extend_from_slice(&code.to_be_bytes());
+        out.extend_from_slice(&(data.len() as u16).to_be_bytes());
+        out.extend_from_slice(data);
+    }
+
+    /// Copies the options that are not hop by hop; those end where they are understood: cookies
+    /// (RFC 7873), keepalive (RFC 7828) and padding (RFC 7830).
+    pub fn copy_options(&self, out: &mut Vec<u8>, data: &[u8]) {
+        for (code, option) in options(data).flatten() {
+            match code {
+                option_code::COOKIE | option_code::TCP_KEEPALIVE | option_code::PADDING => {}
+                _ => out.extend_from_slice(option),
+            }
+        }
+    }
+
+    /// Writes the record's length.
+    pub fn finish(self, out: &mut [u8]) {
+        let len = (out.len() - self.length_at - 2) as u16;
+        out[self.length_at..self.length_at + 2].copy_from_slice(&len.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Builds a query for `a.test` with these raw additional records.
+    pub(crate) fn message(additional: &[&[u8]]) -> Vec<u8> {
+        let mut out = vec![0x12, 0x34, flag::RD, 0, 0, 1, 0, 0, 0, 0, 0, additional.len() as u8];
+        out.extend_from_slice(b"\x01a\x04test\x00\x00\x01\x00\x01");
+        additional.iter().for_each(|record| out.extend_from_slice(record));
+        out
+    }
+
+    const OPT_DO: &[u8] = b"\x00\x00\x29\x10\x00\x00\x00\x80\x00\x00\x00";
+    const OPT_COOKIE: &[u8] =
+        b"\x00\x00\x29\x01\x00\x00\x00\x00\x00\x00\x11\x00\x0a\x00\x08COOKIE!!\xfd\xe9\x00\x01x";
+    const OPT_VERSION_1: &[u8] = b"\x00\x00\x29\x10\x00\x00\x01\x00\x00\x00\x00";
+    const TSIG: &[u8] = b"\x01k\x00\x00\xfa\x00\xff\x00\x00\x00\x00\x00\x01x";
+
+    #[test]
+    fn each_malformed_message_is_named() {
+        let mut response = message(&[]);
+        response[2] |= flag::QR;
+        let mut notify = message(&[]);
+        notify[2] |= 4 << 3;
+        let mut two = message(&[]);
+        two[5] = 2;
+        let mut missing_record = message(&[]);
+        missing_record[11] = 1;
+        let cases = [
+            (vec![0; 11], Malformed::Short),
+            (response, Malformed::Response),
+            (notify, Malformed::Opcode),
+            (two, Malformed::QuestionCount),
+            ([message(&[]), vec![0; MAX_QUERY_LEN]].concat(), Malformed::Long),
+            (missing_record, Malformed::Section),
+            (message(&[OPT_DO, OPT_DO]), Malformed::Section),
+            (message(&[OPT_VERSION_1]), Malformed::EdnsVersion),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(Query::parse(&bytes).expect_err("malformed"), expected);
+        }
+    }
+
+    #[test]
+    fn upstream_gets_our_own_padded_opt() {
+        for additional in [&[][..], &[OPT_DO], &[OPT_COOKIE]] {
+            let sent = Query::parse(&message(additional)).expect("well formed").to_upstream();
+            assert_eq!(sent.len() % PADDING_BLOCK, 0, "{additional:?}");
+            let parsed = Query::parse(&sent).expect("what we send is well formed");
+            assert_eq!(parsed.edns().map(|edns| edns.udp_size), Some(EDNS_UDP_SIZE));
+        }
+    }
+
+    #[test]
+    fn dnssec_ok_and_unknown_options_pass_but_cookies_do_not() {
+        let sent = Query::parse(&message(&[OPT_DO])).expect("well formed").to_upstream();
+        assert!(Query::parse(&sent).is_ok_and(|q| q.edns().is_some_and(Edns::dnssec_ok)));
+        let sent = Query::parse(&message(&[OPT_COOKIE])).expect("well formed").to_upstream();
+        let edns = Query::parse(&sent).expect("well formed").edns.expect("has OPT");
+        let codes: Vec<u16> =
+            options(&sent[edns.options]).flatten().map(|(code, _)| code).collect();
+        assert_eq!(codes, [0xfde9, option_code::PADDING]);
+    }
+
+    #[test]
+    fn payload_sizes_below_512_count_as_512() {
+        let query = Query::parse(&message(&[OPT_COOKIE])).expect("well formed");
+        assert_eq!(query.edns().map(|edns| edns.udp_size), Some(512));
+    }
+
+    #[test]
+    fn signed_messages_stay_as_they_are() {
+        for additional in [&[TSIG][..], &[OPT_DO, TSIG]] {
+            let bytes = message(additional);
+            let query = Query::parse(&bytes).expect("well formed");
+            assert!(query.is_intact());
+            assert_eq!(query.to_upstream(), bytes);
+        }
+    }
+
+    #[test]
+    fn an_opt_that_is_not_last_is_replaced_all_the_same() {
+        const A: &[u8] = b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xcb\x00\x71\x4d";
+        let query = Query::parse(&message(&[OPT_COOKIE, A])).expect("well formed");
+        let sent = query.to_upstream();
+        assert_eq!(sent.len() % PADDING_BLOCK, 0);
+        assert!(!sent.windows(8).any(|octets| octets == b"COOKIE!!"), "{sent:02x?}");
+        assert!(sent.windows(4).any(|octets| octets == [0xcb, 0, 0x71, 0x4d]), "{sent:02x?}");
+    }
+
+    #[test]
+    fn octets_behind_the_last_record_are_dropped() {
+        let mut bytes = message(&[]);
+        let len = bytes.len();
+        bytes.extend_from_slice(b"junk");
+        assert_eq!(Query::parse(&bytes).expect("well formed").message.len(), len);
+    }
+}

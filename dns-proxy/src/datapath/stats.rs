@@ -1,0 +1,34 @@
+//! What one worker did, readable from other threads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of one worker; only that worker writes them, so they never bounce between cores.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Queries admitted and well formed.
+    pub queries: Counter,
+    /// Answered from upstream, so over TLS.
+    pub encrypted: Counter,
+    /// Answered with an error of our own: no upstream, or not to be forwarded.
+    pub failed: Counter,
+    /// Messages that are no queries.
+    pub malformed: Counter,
+    /// Messages from those who may not ask.
+    pub denied: Counter,
+}
+
+/// A number that goes up.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,188 @@
+//! A thread of the query path: its own runtime, its own listeners, its own upstream connections.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{TcpListener, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{JoinSet, LocalSet},
+    time::{Instant, sleep},
+};
+use tracing::error;
+
+use super::{
+    gate::Gate,
+    handler::{Handler, InFlight},
+    response::Room,
+    stats::Stats,
+    tcp, udp,
+};
+use crate::upstream::{Pool, Settings};
+
+/// How long nothing must have been in flight when draining: what clients have sent is then taken
+/// from the sockets, and what they were sent is read.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// Names a group of listeners that come and go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerId(pub u64);
+
+/// Bound sockets, all non-blocking, the UDP ones with packet info on.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// For datagrams.
+    pub udp: Vec<UdpSocket>,
+    /// For connections.
+    pub tcp: Vec<TcpListener>,
+}
+
+impl Sockets {
+    /// All of them.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let udp = self.udp.iter().map(AsFd::as_fd);
+        udp.chain(self.tcp.iter().map(AsFd::as_fd))
+    }
+}
+
+enum Command {
+    Serve { id: ListenerId, sockets: Sockets, gate: Gate, room: Room },
+    Release { id: ListenerId },
+    Drain { limit: Duration, done: oneshot::Sender<()> },
+}
+
+/// A handle to the thread, which ends when the handle is dropped.
+pub struct Worker {
+    commands: mpsc::UnboundedSender<Command>,
+    stats: Arc<Stats>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// No thread or runtime could be made.
+    pub fn start(index: usize, settings: Settings) -> io::Result<Self> {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let stats = Arc::new(Stats::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let worker_stats = Arc::clone(&stats);
+        let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let handler = Rc::new(Handler::new(Pool::new(settings), worker_stats));
+            LocalSet::new().block_on(&runtime, obey(inbox, handler));
+        })?;
+        Ok(Self { commands, stats, thread: Some(thread) })
+    }
+
+    /// Serves these sockets from now on.
+    pub fn serve(&self, id: ListenerId, sockets: Sockets, gate: Gate, room: Room) {
+        self.send(Command::Serve { id, sockets, gate, room });
+    }
+
+    /// Closes the sockets served under `id`.
+    pub fn release(&self, id: ListenerId) {
+        self.send(Command::Release { id });
+    }
+
+    /// Waits until nothing has been in flight for [`QUIET`], for `limit` at most; serving goes on
+    /// meanwhile.
+    pub async fn drain(workers: &[Self], limit: Duration) {
+        let draining: Vec<_> = workers
+            .iter()
+            .map(|worker| {
+                let (done, drained) = oneshot::channel();
+                worker.send(Command::Drain { limit, done });
+                drained
+            })
+            .collect();
+        for drained in draining {
+            // A worker that is gone has nothing in flight.
+            let _: Result<(), _> = drained.await;
+        }
+    }
+
+    /// What it did so far.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            error!("a worker thread is gone; restart dns-proxy and report this as a bug");
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Closing the channel is the order to end.
+        self.commands = mpsc::unbounded_channel().0;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("a worker thread ended in a panic; report this as a bug");
+        }
+    }
+}
+
+/// One group of listeners: dropping it ends their tasks and closes their sockets.
+struct Served {
+    _tasks: JoinSet<()>,
+    in_flight: InFlight,
+}
+
+async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, handler: Rc<Handler>) {
+    let mut served = HashMap::new();
+    while let Some(command) = inbox.recv().await {
+        match command {
+            Command::Serve { id, sockets, gate, room } => {
+                served.insert(id, serve(sockets, gate, &handler, room));
+            }
+            Command::Release { id } => {
+                served.remove(&id);
+            }
+            Command::Drain { limit, done } => {
+                let end = Instant::now() + limit;
+                let mut busy = Instant::now();
+                while Instant::now() < end && busy.elapsed() < QUIET {
+                    if served.values().any(|served: &Served| served.in_flight.count() > 0) {
+                        busy = Instant::now();
+                    }
+                    sleep(QUIET / 10).await;
+                }
+                // Nobody may be waiting any more.
+                let _: Result<(), ()> = done.send(());
+            }
+        }
+    }
+}
+
+fn serve(sockets: Sockets, gate: Gate, handler: &Rc<Handler>, room: Room) -> Served {
+    let gate = Rc::new(gate);
+    let in_flight = InFlight::default();
+    let mut tasks = JoinSet::new();
+    for socket in sockets.udp {
+        let serving =
+            udp::serve(socket, Rc::clone(&gate), Rc::clone(handler), room, in_flight.clone());
+        tasks.spawn_local(async move { report("UDP", serving.await) });
+    }
+    for socket in sockets.tcp {
+        let serving = tcp::serve(socket, Rc::clone(&gate), Rc::clone(handler), in_flight.clone());
+        tasks.spawn_local(async move { report("TCP", serving.await) });
+    }
+    Served { _tasks: tasks, in_flight }
+}
+
+fn report(transport: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        error!(%error, "a {transport} listener failed and is closed");
+    }
+}
