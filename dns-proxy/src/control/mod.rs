@@ -1,0 +1,19 @@
+//! The control plane: which cgroups and network namespaces are ours, and what must be in place
+//! there before the kernel programs may send anybody to it.
+//!
+//! ```text
+//! inotify, kernel events, clock ─► reconcile ─► cgroup (what should be) ─► bpf, namespace (what is)
+//! ```
+//!
+//! Nothing here is on the path of a query.
+
+pub mod anyip;
+pub mod bpf;
+pub mod cgroup;
+pub mod mounts;
+pub mod namespace;
+pub mod netns;
+pub mod pattern;
+pub mod reconcile;
+pub mod sockets;
+pub mod watch;

@@ -1,0 +1,171 @@
+//! Cgroup patterns: `/`, `system.slice/nginx.service`, `system.slice/docker-*.scope`.
+
+use std::{ffi::OsStr, fmt, path::PathBuf, str::FromStr};
+
+use thiserror::Error;
+
+/// A path below the cgroup v2 root, in which `*` stands for any text within one level. Everything
+/// below a match is meant too.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CgroupPattern {
+    levels: Vec<Level>,
+}
+
+/// One level of a pattern: the pieces between its `*`s, so `["docker-", ".scope"]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Level(Vec<String>);
+
+/// Why a text is no pattern. Always the operator's to mend.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum CgroupPatternError {
+    /// Nothing at all.
+    #[error("the pattern is empty; `/` selects everything")]
+    Empty,
+    /// A level that no cgroup can have.
+    #[error("`{0}`: `.`, `..` and empty levels name no cgroup; write a path below the root")]
+    Level(String),
+    /// `**` promises more than it could keep.
+    #[error("`{0}`: `*` stays within one level, and everything below a match is in anyway")]
+    DoubleStar(String),
+}
+
+impl CgroupPattern {
+    /// The levels, from the root down; none for the root itself.
+    pub fn levels(&self) -> &[Level] {
+        &self.levels
+    }
+
+    /// The cgroup at `path`, exactly; `*` has no special meaning.
+    pub fn literal(path: &str) -> Self {
+        let levels = path.split('/').filter(|level| !level.is_empty());
+        Self { levels: levels.map(|level| Level(vec![level.to_owned()])).collect() }
+    }
+
+    /// The part before the first level with a `*`.
+    pub fn fixed_prefix(&self) -> PathBuf {
+        self.levels.iter().map_while(Level::fixed).collect()
+    }
+}
+
+impl Level {
+    /// The one name that matches, if there is but one.
+    pub fn fixed(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [name] => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether a cgroup of this name matches.
+    pub fn matches(&self, name: &OsStr) -> bool {
+        let Some(name) = name.to_str() else {
+            return false;
+        };
+        let [first, middle @ .., last] = self.0.as_slice() else {
+            return self.fixed() == Some(name);
+        };
+        let Some(inner) =
+            name.strip_prefix(first.as_str()).and_then(|n| n.strip_suffix(last.as_str()))
+        else {
+            return false;
+        };
+        // Leftmost is best: what a piece leaves to the right is all that later pieces need.
+        let mut rest = Some(inner);
+        for piece in middle {
+            rest = rest.and_then(|rest| rest.split_once(piece.as_str())).map(|(_, after)| after);
+        }
+        rest.is_some()
+    }
+}
+
+impl FromStr for CgroupPattern {
+    type Err = CgroupPatternError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err(CgroupPatternError::Empty);
+        }
+        let inner = text.strip_prefix('/').unwrap_or(text);
+        let inner = inner.strip_suffix('/').unwrap_or(inner);
+        if inner.is_empty() {
+            return Ok(Self { levels: Vec::new() });
+        }
+        if inner.contains("**") {
+            return Err(CgroupPatternError::DoubleStar(text.to_owned()));
+        }
+        let levels = inner.split('/').map(|level| match level {
+            "" | "." | ".." => Err(CgroupPatternError::Level(text.to_owned())),
+            _ => Ok(Level(level.split('*').map(str::to_owned).collect())),
+        });
+        Ok(Self { levels: levels.collect::<Result<_, _>>()? })
+    }
+}
+
+impl fmt::Display for CgroupPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.levels.is_empty() {
+            return f.write_str("/");
+        }
+        let levels: Vec<_> = self.levels.iter().map(|level| level.0.join("*")).collect();
+        f.write_str(&levels.join("/"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn level(text: &str) -> Level {
+        let pattern: CgroupPattern = text.parse().expect(text);
+        pattern.levels()[0].clone()
+    }
+
+    #[test]
+    fn a_star_stands_for_any_text_within_a_level() {
+        let cases = [
+            ("docker-*.scope", "docker-0a1b.scope", true),
+            ("docker-*.scope", "docker-.scope", true),
+            ("docker-*.scope", "docker-0a1b.service", false),
+            ("docker-*.scope", "dockerscope", false),
+            ("*", "anything", true),
+            ("a*b*c", "a-b-c", true),
+            ("a*b*c", "a-c", false),
+            ("ab*ba", "aba", false),
+            ("plain", "plain", true),
+            ("plain", "plainer", false),
+        ];
+        for (pattern, name, matches) in cases {
+            assert_eq!(level(pattern).matches(OsStr::new(name)), matches, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn slashes_at_the_ends_do_not_matter() {
+        for text in ["a/b", "/a/b", "a/b/", "/a/b/"] {
+            assert_eq!(text.parse::<CgroupPattern>().expect(text).to_string(), "a/b");
+        }
+        assert_eq!("/".parse::<CgroupPattern>().expect("the root").levels(), []);
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        use CgroupPatternError as Error;
+        let cases = [
+            ("", Error::Empty),
+            ("a//b", Error::Level("a//b".into())),
+            ("../b", Error::Level("../b".into())),
+            ("a/**/b", Error::DoubleStar("a/**/b".into())),
+        ];
+        for (text, error) in cases {
+            assert_eq!(text.parse::<CgroupPattern>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_fixed_prefix_ends_at_the_first_star() {
+        for (text, prefix) in [("a/b/c*/d", "a/b"), ("*", ""), ("/", ""), ("a/b", "a/b")] {
+            let pattern: CgroupPattern = text.parse().expect(text);
+            assert_eq!(pattern.fixed_prefix(), PathBuf::from(prefix));
+        }
+    }
+}

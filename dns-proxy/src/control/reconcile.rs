@@ -1,0 +1,404 @@
+//! Makes what is in place match what the scope asks for, whenever something changes.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use dns_proxy_common::{Counter, Event, Listener, Origin, Policy};
+use thiserror::Error;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+
+use super::{
+    bpf::{Attachment, Bpf, BpfError, Events},
+    cgroup::{self, CgroupId, CgroupTree, Scope, Survey},
+    namespace::Namespace,
+    netns::{Netns, NetnsId},
+    watch::Watcher,
+};
+use crate::datapath::{
+    gate::Gate,
+    response::Room,
+    worker::{ListenerId, Worker},
+};
+
+/// How often everything is looked at, changed or not: what inotify does not tell, such as a
+/// process that moves to another namespace, is seen this late.
+const RESYNC: Duration = Duration::from_secs(1);
+/// How often unused tokens are looked for. One is freed when it was unused twice in a row, so that
+/// no answer on its way finds its token taken.
+const SWEEP: Duration = Duration::from_secs(30);
+/// How long a namespace must have been without processes of the scope before it is let go: the list
+/// of processes is read while they come and go.
+const RELEASE_AFTER: Duration = Duration::from_millis(200);
+/// How long a namespace that could not be served is left alone.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Rounds of looking at the tree until nothing new is found in it.
+const SURVEY_ROUNDS: usize = 8;
+
+/// Why interception cannot go on.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// The kernel side.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// The cgroup tree could not be looked at, so there is nowhere to attach to.
+    #[error("cannot look at the cgroup tree; the warning above says why")]
+    NotAttached,
+    /// A kernel interface that should always work.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The operating system's words.
+        source: io::Error,
+    },
+}
+
+/// The control loop's state.
+pub struct Control {
+    tree: CgroupTree,
+    scope: Scope,
+    bpf: Bpf,
+    events: Events,
+    watcher: Watcher,
+    workers: Arc<[Worker]>,
+    namespaces: HashMap<NetnsId, Served>,
+    unservable: HashMap<NetnsId, Instant>,
+    attached: Option<(PathBuf, Attachment)>,
+    members: HashSet<u64>,
+    unused_tokens: HashSet<Origin>,
+    next_listener: u64,
+}
+
+struct Served {
+    namespace: Namespace,
+    listener: ListenerId,
+    worker: usize,
+    /// A process that is here with a thread, or that is not of the scope but whose namespace is
+    /// used from there.
+    held_by: Option<u32>,
+    empty_since: Option<Instant>,
+}
+
+impl Control {
+    /// Puts everything in place for what is there now; programs are attached last.
+    ///
+    /// # Errors
+    /// The kernel refuses something without which nothing can be intercepted.
+    pub fn start(
+        tree: CgroupTree,
+        scope: Scope,
+        bpf: Bpf,
+        events: Events,
+        workers: Arc<[Worker]>,
+    ) -> Result<Self, ControlError> {
+        let watcher = Watcher::new().map_err(io_error("inotify"))?;
+        let mut control = Self {
+            tree,
+            scope,
+            bpf,
+            events,
+            watcher,
+            workers,
+            namespaces: HashMap::new(),
+            unservable: HashMap::new(),
+            attached: None,
+            members: HashSet::new(),
+            unused_tokens: HashSet::new(),
+            next_listener: 0,
+        };
+        control.sync()?;
+        if control.attached.is_none() {
+            return Err(ControlError::NotAttached);
+        }
+        Ok(control)
+    }
+
+    /// Follows the host until cancelled.
+    ///
+    /// # Errors
+    /// A kernel interface failed for good.
+    pub async fn run(&mut self) -> Result<(), ControlError> {
+        let mut resync = interval(RESYNC);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut swept = Instant::now();
+        loop {
+            tokio::select! {
+                changed = self.watcher.changed() => changed.map_err(io_error("inotify"))?,
+                _ = resync.tick() => {
+                    self.refresh()?;
+                    if swept.elapsed() >= SWEEP {
+                        swept = Instant::now();
+                        self.sweep()?;
+                    }
+                }
+                events = self.events.next() => {
+                    let events = events.map_err(io_error("eBPF ring buffer"))?;
+                    if !self.meet(&events)? {
+                        continue;
+                    }
+                }
+            }
+            self.sync()?;
+        }
+    }
+
+    /// Ends interception in the order that costs nobody an answer: no new redirects, then what is
+    /// in flight, then everything else when this is dropped.
+    ///
+    /// # Errors
+    /// The kernel refused to empty the scope.
+    pub async fn stop(&mut self, limit: Duration) -> Result<(), ControlError> {
+        self.bpf.set_scope(&HashMap::new())?;
+        Worker::drain(&self.workers, limit).await;
+        self.attached = None;
+        Ok(())
+    }
+
+    /// A kernel counter.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.bpf.counter(counter)
+    }
+
+    /// How many namespaces are in service.
+    pub fn namespaces(&self) -> usize {
+        self.namespaces.len()
+    }
+
+    fn sync(&mut self) -> Result<(), ControlError> {
+        let survey = match self.survey() {
+            Ok(survey) => survey,
+            Err(error) => {
+                // Half a view must not empty the scope: all stays as it is.
+                warn!(%error, "cannot look at the cgroup tree; trying again");
+                return Ok(());
+            }
+        };
+        let inhabited = inhabited(&survey);
+        // First, so that what is selected is refused rather than passed until it can be served.
+        self.bpf.set_scope(&policies(&survey))?;
+        self.serve_new(&inhabited)?;
+        self.members = survey.members.iter().map(|id| id.0).collect();
+        self.attach()?;
+        self.release_gone(&inhabited)
+    }
+
+    /// Looks at the tree, again if a directory was not watched while it was looked at.
+    fn survey(&mut self) -> io::Result<Survey> {
+        let mut survey = self.tree.survey(&self.scope)?;
+        for _ in 0..SURVEY_ROUNDS {
+            let mut new = false;
+            for dir in &survey.watch {
+                new |= self.watcher.add(dir);
+            }
+            if !new {
+                break;
+            }
+            survey = self.tree.survey(&self.scope)?;
+        }
+        Ok(survey)
+    }
+
+    fn serve_new(&mut self, inhabited: &HashMap<NetnsId, u32>) -> Result<(), ControlError> {
+        for (id, &pid) in inhabited {
+            // The process may be gone meanwhile, or elsewhere; then the next round sees that.
+            if !self.namespaces.contains_key(id)
+                && let Ok(netns) = Netns::of(pid)
+                && netns.id() == *id
+            {
+                self.serve(netns, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks again what is reachable inside the namespaces.
+    fn refresh(&mut self) -> Result<(), ControlError> {
+        for served in self.namespaces.values_mut() {
+            if served.namespace.refresh() {
+                self.bpf.set_ready(served.namespace.cookie(), served.namespace.listener())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queries that were refused because nobody had seen their cgroup or namespace. `true` if the
+    /// tree must be looked at.
+    fn meet(&mut self, events: &[Event]) -> Result<bool, ControlError> {
+        // Whoever is refused tries again, and again.
+        let unseen: HashMap<_, _> =
+            events.iter().map(|event| ((event.unseen, event.netns), event)).collect();
+        for ((_, cookie), event) in unseen.iter().filter(|((kind, _), _)| *kind == Event::NETNS) {
+            debug!(pid = event.pid, cgroup = event.cgroup, "query from an unknown namespace");
+            let known = |control: &Self| {
+                control.namespaces.values().any(|served| served.namespace.cookie() == *cookie)
+            };
+            for (id, thread) in Netns::of_threads(event.pid) {
+                self.serve_found(id, thread, None)?;
+            }
+            // A socket may outlive its maker's stay in a namespace: dockerd makes some in each
+            // container's. Somebody else is there, then.
+            if !known(self) {
+                for (id, process) in Netns::of_all() {
+                    self.serve_found(id, process, Some(*cookie))?;
+                }
+            }
+        }
+        Ok(unseen.keys().any(|(kind, _)| *kind == Event::CGROUP))
+    }
+
+    /// Serves the namespace that `pid` is in, if it is new and, where one is given, has the cookie.
+    fn serve_found(
+        &mut self,
+        id: NetnsId,
+        pid: u32,
+        cookie: Option<u64>,
+    ) -> Result<(), ControlError> {
+        if self.namespaces.contains_key(&id) {
+            return Ok(());
+        }
+        let Ok(netns) = Netns::of(pid) else {
+            return Ok(()); // gone meanwhile
+        };
+        let wanted = cookie.is_none_or(|cookie| netns.cookie().is_ok_and(|own| own == cookie));
+        if wanted { self.serve(netns, Some(pid)) } else { Ok(()) }
+    }
+
+    /// Puts a namespace in service. One that cannot be served stays refused; the rest go on.
+    fn serve(&mut self, netns: Netns, held_by: Option<u32>) -> Result<(), ControlError> {
+        let id = netns.id();
+        if self.unservable.get(&id).is_some_and(|at| at.elapsed() < RETRY_AFTER) {
+            return Ok(());
+        }
+        let opened = Namespace::open(netns).and_then(|(namespace, sockets)| {
+            // With `/` as the scope our own answers are looked at too.
+            let exempt = self.bpf.exempt();
+            sockets.descriptors().try_for_each(|socket| exempt.exempt(socket))?;
+            Ok((namespace, sockets))
+        });
+        let (namespace, sockets) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                warn!(%error, netns = id.0, "cannot serve this namespace; its DNS is refused");
+                self.unservable.retain(|_, at| at.elapsed() < RETRY_AFTER);
+                self.unservable.insert(id, Instant::now());
+                return Ok(());
+            }
+        };
+        let cookie = namespace.cookie();
+        let listener = ListenerId(self.next_listener);
+        self.next_listener += 1;
+        let worker = self.least_busy_worker();
+        // Loopback has no path to break answers up; only the client's own limit counts.
+        let room = Room::Datagram { path: u16::MAX };
+        let gate = Gate::namespace(cookie, self.bpf.origins());
+        self.workers[worker].serve(listener, sockets, gate, room);
+        self.bpf.set_ready(cookie, namespace.listener())?;
+        info!(
+            netns = id.0,
+            port = namespace.port(),
+            ipv6 = namespace.listener().families & Listener::V6 != 0,
+            "namespace ready"
+        );
+        let served = Served { namespace, listener, worker, held_by, empty_since: None };
+        self.namespaces.insert(id, served);
+        Ok(())
+    }
+
+    /// A namespace is served by one worker: its sockets need no copies, and workers share nothing.
+    fn least_busy_worker(&self) -> usize {
+        let mut load = vec![0_usize; self.workers.len()];
+        self.namespaces.values().for_each(|served| load[served.worker] += 1);
+        (0..load.len()).min_by_key(|&index| load[index]).unwrap_or(0)
+    }
+
+    /// An open listener would keep a dead container's namespace and its devices alive.
+    fn release_gone(&mut self, inhabited: &HashMap<NetnsId, u32>) -> Result<(), ControlError> {
+        let mut gone = Vec::new();
+        for (id, served) in &mut self.namespaces {
+            if inhabited.contains_key(id) || served.is_held() {
+                served.empty_since = None;
+            } else if served.empty_since.get_or_insert_with(Instant::now).elapsed() >= RELEASE_AFTER
+            {
+                gone.push(*id);
+            }
+        }
+        gone.into_iter().try_for_each(|id| self.release(id))
+    }
+
+    fn release(&mut self, id: NetnsId) -> Result<(), ControlError> {
+        let Some(served) = self.namespaces.remove(&id) else {
+            return Ok(());
+        };
+        let cookie = served.namespace.cookie();
+        self.bpf.clear_ready(cookie)?;
+        self.workers[served.worker].release(served.listener);
+        let tokens = self.bpf.reclaim(|origin| origin.netns == cookie)?;
+        info!(netns = id.0, tokens, "namespace released");
+        Ok(())
+    }
+
+    /// Attaches once; again only if the cgroup was removed, and with it the programs.
+    fn attach(&mut self) -> Result<(), ControlError> {
+        if let Some((dir, attachment)) = &self.attached
+            && cgroup::id(dir).is_ok_and(|id| id == attachment.cgroup())
+        {
+            return Ok(());
+        }
+        let dir = self.tree.common_ancestor(&self.scope);
+        let attachment = self.bpf.attach(&dir)?;
+        info!(cgroup = %dir.display(), "programs attached");
+        self.attached = Some((dir, attachment));
+        Ok(())
+    }
+
+    /// Frees the tokens of cgroups that are gone.
+    fn sweep(&mut self) -> Result<(), ControlError> {
+        let seen = RefCell::new(HashSet::new());
+        let freed = self.bpf.reclaim(|origin| {
+            if self.members.contains(&origin.cgroup) {
+                return false;
+            }
+            seen.borrow_mut().insert(*origin);
+            self.unused_tokens.contains(origin)
+        })?;
+        self.unused_tokens = seen.into_inner();
+        if freed > 0 {
+            debug!(freed, "tokens reclaimed");
+        }
+        Ok(())
+    }
+}
+
+impl Served {
+    fn is_held(&self) -> bool {
+        let id = self.namespace.id();
+        self.held_by.is_some_and(|pid| Netns::id_of(pid).is_ok_and(|now| now == id))
+    }
+}
+
+/// The namespaces that processes of the scope are in, each with one of them.
+fn inhabited(survey: &Survey) -> HashMap<NetnsId, u32> {
+    survey.pids.iter().filter_map(|&pid| Some((Netns::id_of(pid).ok()?, pid))).collect()
+}
+
+fn policies(survey: &Survey) -> HashMap<CgroupId, Policy> {
+    // Later entries win, as exclusion does.
+    let all = [
+        (&survey.ignored, Policy::Ignore),
+        (&survey.open, Policy::Open),
+        (&survey.selected, Policy::Select),
+        (&survey.excluded, Policy::Exclude),
+    ];
+    all.iter().flat_map(|(ids, policy)| ids.iter().map(|id| (*id, *policy))).collect()
+}
+
+fn io_error(what: &'static str) -> impl Fn(io::Error) -> ControlError {
+    move |source| ControlError::Io { what, source }
+}

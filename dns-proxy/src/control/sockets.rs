@@ -1,0 +1,170 @@
+//! Opens listeners: inside a network namespace, closed to all but its own loopback, and plain ones.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use dns_proxy_common::Listener;
+use nix::{
+    errno::Errno,
+    libc,
+    sys::socket::{setsockopt, sockopt},
+};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+use crate::datapath::worker::Sockets;
+
+/// Ports tried inside a namespace, in this order. Above the usual ephemeral range (32768-60999), so
+/// that no connection of an application is in the way.
+const PORTS: std::ops::RangeInclusive<u16> = 61_053..=61_999;
+/// Receive buffer of a UDP socket: room for a burst of 2,000 queries, at about 1,300 octets of
+/// kernel memory each.
+const UDP_RECEIVE_BUFFER: libc::c_int = 4 << 20;
+/// Connections that may wait to be accepted.
+const TCP_BACKLOG: i32 = 1_024;
+/// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+
+/// Sockets bound inside a namespace, and how the kernel programs reach them.
+#[derive(Debug)]
+pub struct Opened {
+    /// The sockets.
+    pub sockets: Sockets,
+    /// Their port and families.
+    pub listener: Listener,
+}
+
+/// Opens UDP and TCP listeners in the namespace that this thread is in, all on one port, for IPv4
+/// and, where the kernel has it, IPv6.
+///
+/// They are bound to the wildcard address, since a token can be any of a whole network; what keeps
+/// the neighbours out is a filter that takes only what came through `lo`. `SO_BINDTODEVICE` would
+/// not do: it breaks answers to IPv6 clients whose source is not ::1.
+///
+/// # Errors
+/// No port is free, or the sockets cannot be made.
+pub fn open_in_namespace() -> io::Result<Opened> {
+    for port in PORTS {
+        match open_on(port) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::EADDRINUSE.into())
+}
+
+/// Opens plain listeners at `addr`; with `shared`, other workers bind the same address.
+///
+/// # Errors
+/// The address is taken, or not ours.
+pub fn open_plain(addr: SocketAddr, udp: bool, tcp: bool, shared: bool) -> io::Result<Sockets> {
+    let mut sockets = Sockets::default();
+    if udp {
+        let socket = datagram(addr, shared)?;
+        sockets.udp.push(socket.into());
+    }
+    if tcp {
+        let socket = stream(addr, shared, false)?;
+        sockets.tcp.push(socket.into());
+    }
+    Ok(sockets)
+}
+
+fn open_on(port: u16) -> io::Result<Opened> {
+    let mut opened = Opened {
+        sockets: Sockets::default(),
+        listener: Listener { port_be: port.to_be(), families: 0 },
+    };
+    let families = [
+        (IpAddr::V4(Ipv4Addr::UNSPECIFIED), Listener::V4),
+        (IpAddr::V6(Ipv6Addr::UNSPECIFIED), Listener::V6),
+    ];
+    for (wildcard, family) in families {
+        let addr = SocketAddr::new(wildcard, port);
+        let udp = match datagram(addr, false) {
+            // A kernel without IPv6 has no IPv6 traffic either.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
+            other => other?,
+        };
+        close_to_neighbours(&udp)?;
+        let tcp = stream(addr, false, true)?;
+        opened.sockets.udp.push(udp.into());
+        opened.sockets.tcp.push(tcp.into());
+        opened.listener.families |= family;
+    }
+    Ok(opened)
+}
+
+fn datagram(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = new_socket(addr, Type::DGRAM, Protocol::UDP, shared)?;
+    match addr {
+        SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+        SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
+    }
+    // Beyond net.core.rmem_max if we may (CAP_NET_ADMIN), else as far as that goes.
+    if setsockopt(&socket, sockopt::RcvBufForce, &(UDP_RECEIVE_BUFFER as usize)).is_err() {
+        socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER as usize)?;
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+fn stream(addr: SocketAddr, shared: bool, filtered: bool) -> io::Result<Socket> {
+    let socket = new_socket(addr, Type::STREAM, Protocol::TCP, shared)?;
+    // Connections of a predecessor in TIME_WAIT must not keep us out.
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    if filtered {
+        close_to_neighbours(&socket)?;
+    }
+    socket.listen(TCP_BACKLOG)?;
+    Ok(socket)
+}
+
+fn new_socket(addr: SocketAddr, kind: Type, proto: Protocol, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(proto))?;
+    socket.set_nonblocking(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+        // Answers leave from token addresses, which are on no interface.
+        socket.set_freebind_v6(true)?;
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    Ok(socket)
+}
+
+/// Drops whatever did not come through `lo`, before the socket sees it. Accepted connections
+/// inherit the filter, and nobody can take it off again.
+fn close_to_neighbours(socket: &Socket) -> io::Result<()> {
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    const INTERFACE_INDEX: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX) as u32;
+    socket.attach_filter(&[
+        SockFilter::new(LOAD_WORD, 0, 0, INTERFACE_INDEX),
+        SockFilter::new(JUMP_EQUAL, 0, 1, LOOPBACK),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ])?;
+    lock_filter(socket)
+}
+
+fn lock_filter(socket: &Socket) -> io::Result<()> {
+    use std::os::fd::AsRawFd as _;
+
+    let on: libc::c_int = 1;
+    // SAFETY: the kernel reads the one integer that it is given the size of.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LOCK_FILTER,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
