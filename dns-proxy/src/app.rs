@@ -1,0 +1,233 @@
+//! The composition root: puts the parts together, runs them, takes them down in order.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use dns_proxy_common::Counter;
+use nix::{
+    libc,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::{Config, Plain},
+    control::{bpf::Bpf, cgroup::CgroupTree, mounts, reconcile::Control, sockets},
+    datapath::{
+        gate::Gate,
+        query::EDNS_UDP_SIZE,
+        response::Room,
+        stats::{self, Stats},
+        worker::{ListenerId, Worker},
+    },
+    upstream::{Exempt, Settings},
+};
+
+/// Time for answers in flight when stopping, on top of the time that a query may take.
+const DRAIN_MARGIN: Duration = Duration::from_millis(200);
+/// Listener ids of plain listeners start here; namespaces count up from 0.
+const FIRST_PLAIN_LISTENER: u64 = 1 << 63;
+
+/// Everything that runs.
+pub struct App {
+    config: Config,
+    control: Option<Control>,
+    workers: Arc<[Worker]>,
+}
+
+/// Without interception nothing of ours could be intercepted.
+struct NothingToExempt;
+
+impl Exempt for NothingToExempt {
+    fn exempt(&self, _socket: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl App {
+    /// Starts everything; when it returns, queries of the scope are encrypted.
+    ///
+    /// # Errors
+    /// What is missing, and how to mend it.
+    pub fn start(config: Config) -> Result<Self> {
+        raise_descriptor_limit();
+        let settings = |exempt| Settings {
+            upstreams: config.upstreams.clone(),
+            timeout: config.upstream_timeout,
+            tls: Arc::clone(&config.tls),
+            exempt,
+        };
+        if config.scope.select.is_empty() {
+            let workers = start_workers(&config, &settings(Arc::new(NothingToExempt)))?;
+            serve_plain(&config.plain, &workers, &NothingToExempt)?;
+            return Ok(Self { config, control: None, workers });
+        }
+        let root = mounts::cgroup2_root(config.cgroup_root.as_deref())?;
+        debug!(cgroup2 = %root.display(), bpffs = ?mounts::bpffs(), "mounts");
+        let (bpf, events) = Bpf::load(config.guard, config.kernel_log)?;
+        let workers = start_workers(&config, &settings(bpf.exempt()))?;
+        serve_plain(&config.plain, &workers, &*bpf.exempt())?;
+        let tree = CgroupTree::new(root);
+        let scope = config.scope.clone();
+        let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers))?;
+        Ok(Self { config, control: Some(control), workers })
+    }
+
+    /// Runs until something ends it.
+    ///
+    /// # Errors
+    /// Something the daemon cannot live without has failed.
+    pub async fn run_until<T>(&mut self, end: impl Future<Output = T>) -> Result<T> {
+        let Some(control) = &mut self.control else {
+            return Ok(end.await);
+        };
+        tokio::select! {
+            ended = end => Ok(ended),
+            failed = control.run() => {
+                failed?;
+                bail!("the control loop ended by itself")
+            }
+        }
+    }
+
+    /// Stops without losing an answer.
+    ///
+    /// # Errors
+    /// The kernel refused; everything ends all the same when this is dropped.
+    pub async fn stop(mut self) -> Result<()> {
+        let limit = self.config.upstream_timeout + DRAIN_MARGIN;
+        match &mut self.control {
+            Some(control) => control.stop(limit).await?,
+            None => Worker::drain(&self.workers, limit).await,
+        }
+        self.report();
+        Ok(())
+    }
+
+    /// One line that says what was done.
+    fn report(&self) {
+        let sum = |counter: fn(&Stats) -> &stats::Counter| -> u64 {
+            self.workers.iter().map(|worker| counter(worker.stats()).get()).sum()
+        };
+        let kernel = |counters: &[Counter]| -> u64 {
+            let of = |counter: &Counter| self.control.as_ref().map_or(0, |c| c.counter(*counter));
+            counters.iter().map(of).sum()
+        };
+        info!(
+            queries = sum(|stats| &stats.queries),
+            encrypted = sum(|stats| &stats.encrypted),
+            failed = sum(|stats| &stats.failed),
+            malformed = sum(|stats| &stats.malformed),
+            denied = sum(|stats| &stats.denied),
+            redirected = kernel(&[
+                Counter::Connect4,
+                Counter::Connect6,
+                Counter::Sendmsg4,
+                Counter::Sendmsg6,
+            ]),
+            refused = kernel(&[
+                Counter::NotReady,
+                Counter::NoFamily,
+                Counter::DeviceBound,
+                Counter::Transport,
+                Counter::NoToken,
+                Counter::Undecided,
+            ]),
+            guarded = kernel(&[Counter::GuardQuery, Counter::GuardToken]),
+            "stopped"
+        );
+        for counter in Counter::ALL {
+            debug!(counter = counter.name(), value = kernel(&[counter]), "kernel counter");
+        }
+    }
+}
+
+/// `dns-proxy run`: until SIGTERM or SIGINT.
+///
+/// # Errors
+/// As [`App::start`] and [`App::run_until`].
+pub async fn run(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut app = App::start(config)?;
+    let namespaces = app.control.as_ref().map_or(0, Control::namespaces);
+    info!(
+        upstreams = %app.config.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        workers = app.workers.len(),
+        namespaces,
+        "ready"
+    );
+    notify(&[NotifyState::Ready]);
+    let end = async {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => info!("SIGHUP: there is no configuration file to reload"),
+            }
+        }
+        notify(&[NotifyState::Stopping]);
+    };
+    let ended = app.run_until(end).await;
+    app.stop().await?;
+    ended
+}
+
+/// Tells the service manager, if one asked to be told.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!(%error, "cannot notify the service manager");
+    }
+}
+
+fn start_workers(config: &Config, settings: &Settings) -> Result<Arc<[Worker]>> {
+    (0..config.workers)
+        .map(|index| Worker::start(index, settings.clone()).context("cannot start a worker thread"))
+        .collect()
+}
+
+/// Five descriptors for each namespace, and one for each TCP client: the usual soft limit of 1,024,
+/// which is for programs that use select(2), is soon reached.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Every worker has a socket of its own at each address (`SO_REUSEPORT`), so that the kernel
+/// spreads the clients.
+fn serve_plain(plain: &Plain, workers: &[Worker], exempt: &dyn Exempt) -> Result<()> {
+    for (index, addr) in plain.listen.iter().enumerate() {
+        let open = |shared| {
+            sockets::open_plain(*addr, plain.udp, plain.tcp, shared).map_err(|error| {
+                anyhow!("cannot listen on {addr}: {error}{}", remedy(&error, *addr))
+            })
+        };
+        // First alone, for a moment: sharing would let a second daemon of ours in unnoticed.
+        drop(open(false)?);
+        for worker in workers {
+            let sockets = open(true)?;
+            sockets.descriptors().try_for_each(|socket| exempt.exempt(socket))?;
+            let gate = Gate::Plain { allow: Arc::clone(&plain.allow_from) };
+            let id = ListenerId(FIRST_PLAIN_LISTENER + index as u64);
+            // These answers cross networks, which must not have to break them up (RFC 9715).
+            worker.serve(id, sockets, gate, Room::Datagram { path: EDNS_UDP_SIZE });
+        }
+        info!(%addr, udp = plain.udp, tcp = plain.tcp, "listening");
+    }
+    Ok(())
+}
+
+fn remedy(error: &io::Error, addr: SocketAddr) -> String {
+    match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => format!("; `ss -lntup sport = :{}` shows who does", addr.port()),
+        Some(libc::EADDRNOTAVAIL) => "; `ip addr` shows this host's addresses".to_owned(),
+        Some(libc::EACCES) => "; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
+        Some(_) | None => String::new(),
+    }
+}

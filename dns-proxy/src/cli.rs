@@ -1,0 +1,164 @@
+//! The command line; its doc comments are `--help`. Every flag has an environment twin.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use clap_complete::Shell;
+use ipnet::IpNet;
+
+use crate::{addr::UpstreamAddr, control::pattern::CgroupPattern, duration};
+
+/// Encrypts a container host's DNS without touching a resolv.conf.
+///
+/// eBPF programs redirect the port-53 traffic of selected cgroups to a local proxy, which forwards
+/// it over DNS-over-TLS and answers as if the original nameserver had.
+#[derive(Debug, Parser)]
+#[command(name = "dns-proxy", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the daemon: intercepts the selected cgroups, serves plain listeners, or both.
+    Run(RunArgs),
+    /// Runs one command with its DNS encrypted, in a cgroup of its own.
+    ///
+    /// Exits with the command's status. What the command leaves running is ended with it, since
+    /// nothing would encrypt its DNS any more.
+    Exec(ExecArgs),
+    /// Prints a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("work").required(true).multiple(true).args(["cgroup", "listen"])))]
+pub struct RunArgs {
+    /// Cgroups to intercept, as a path below the cgroup v2 root; `*` matches within one level, and
+    /// everything below a match is in. Examples: `/`, `system.slice/nginx.service`,
+    /// `system.slice/docker-*.scope`, `kubepods.slice`. Repeatable.
+    #[arg(long, value_name = "PATTERN", env = "DNS_PROXY_CGROUP", value_delimiter = ',')]
+    #[arg(help_heading = "Interception")]
+    pub cgroup: Vec<CgroupPattern>,
+
+    /// Cgroups to leave alone, with everything below them; wins over --cgroup. Repeatable.
+    #[arg(long, value_name = "PATTERN", env = "DNS_PROXY_EXCLUDE_CGROUP", value_delimiter = ',')]
+    #[arg(requires = "cgroup", help_heading = "Interception")]
+    pub exclude_cgroup: Vec<CgroupPattern>,
+
+    /// Also serve plain UDP and TCP here, for clients that are pointed at us. Repeatable.
+    #[arg(long, value_name = "ADDR:PORT", env = "DNS_PROXY_LISTEN", value_delimiter = ',')]
+    #[arg(value_parser = listen_addr, help_heading = "Plain listeners")]
+    pub listen: Vec<SocketAddr>,
+
+    /// Networks whose clients may use --listen [default: loopback, private and link-local ones].
+    #[arg(long, value_name = "CIDR", env = "DNS_PROXY_ALLOW_FROM", value_delimiter = ',')]
+    #[arg(requires = "listen", help_heading = "Plain listeners")]
+    pub allow_from: Vec<IpNet>,
+
+    /// Options that `exec` has too.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// Options of `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Options that `run` has too.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Options of both.
+#[derive(Debug, Args)]
+pub struct SharedArgs {
+    /// A DNS-over-TLS server, in order of preference: `1.1.1.1`, `1.1.1.1#cloudflare-dns.com`,
+    /// `[2620:fe::fe]:853#dns.quad9.net`. Its certificate must hold NAME, or without one the
+    /// address. Repeatable [default: 1.1.1.1].
+    #[arg(long, value_name = "ADDR[:PORT][#NAME]", env = "DNS_PROXY_UPSTREAM")]
+    #[arg(value_delimiter = ',', help_heading = "Upstream")]
+    pub upstream: Vec<UpstreamAddr>,
+
+    /// The whole time that a query may take upstream, such as 2s or 1500ms.
+    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_UPSTREAM_TIMEOUT")]
+    #[arg(default_value = "2s", value_parser = upstream_timeout, allow_hyphen_values = true)]
+    #[arg(help_heading = "Upstream")]
+    pub upstream_timeout: Duration,
+
+    /// A PEM file with further root certificates to trust. Repeatable.
+    #[arg(long, value_name = "FILE", env = "DNS_PROXY_CA", value_delimiter = ',')]
+    #[arg(help_heading = "Upstream")]
+    pub ca: Vec<PathBuf>,
+
+    /// Trust only the certificates of --ca, not the system's.
+    #[arg(long, env = "DNS_PROXY_NO_SYSTEM_ROOTS", value_parser = BoolishValueParser::new())]
+    #[arg(action = ArgAction::SetTrue, help_heading = "Upstream")]
+    pub no_system_roots: bool,
+
+    /// What becomes of port-53 packets of the scope that the redirection could not catch, such as
+    /// those of sockets connected before: `on` refuses them, `count` only counts, `off` does not
+    /// look.
+    #[arg(long, value_name = "MODE", env = "DNS_PROXY_GUARD", default_value = "on")]
+    pub guard: Guard,
+
+    /// Where cgroup v2 is mounted [default: found in /proc/self/mounts].
+    #[arg(long, value_name = "DIR", env = "DNS_PROXY_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// Threads on the query path [default: one for each core].
+    #[arg(long, value_name = "N", env = "DNS_PROXY_WORKERS")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+
+    /// error, warn, info, debug or trace; with trace the kernel programs log too.
+    #[arg(long, value_name = "LEVEL", env = "DNS_PROXY_LOG")]
+    pub log: Option<tracing::Level>,
+}
+
+/// `--guard`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Guard {
+    /// Refuse and count.
+    On,
+    /// Do not look.
+    Off,
+    /// Count only.
+    Count,
+}
+
+fn listen_addr(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(addr) if addr.port() != 0 => Ok(addr),
+        _ => Err("write ADDR:PORT, such as 127.0.0.1:53 or [::1]:53".to_owned()),
+    }
+}
+
+fn upstream_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = duration::parse(text).map_err(|error| error.to_string())?;
+    // Below, not even loopback answers reliably; above, every client has long given up.
+    let range = Duration::from_millis(10)..=Duration::from_secs(60);
+    if range.contains(&timeout) { Ok(timeout) } else { Err("not between 10ms and 60s".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

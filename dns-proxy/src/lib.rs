@@ -1,0 +1,16 @@
+//! A container host's DNS, encrypted: see ARCHITECTURE.md for the way of a query.
+//!
+//! Dependencies point one way: `main → cli → config`, `app → everything`, `control → datapath →
+//! upstream → wire`.
+
+pub mod addr;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod datapath;
+pub mod duration;
+pub mod exec;
+mod polled;
+pub mod upstream;
+pub mod wire;

@@ -1,0 +1,80 @@
+//! `dns-proxy`: command line in, exit code out.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+use dns_proxy::{
+    app,
+    cli::{Cli, Command, RunArgs, SharedArgs},
+    config::{Config, ConfigError},
+    exec,
+};
+use tracing::{Level, error};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => run(args),
+        Command::Exec(args) => {
+            // Its output is the command's; only trouble is worth a line in it.
+            start_log(&args.shared, Level::WARN);
+            let config = Config::exec(args.shared).unwrap_or_else(|error| usage_error(&error));
+            finish(block_on(exec::exec(config, args.command)).map(ExitCode::from))
+        }
+        Command::Completion { shell } => {
+            log_to_stderr(Level::WARN);
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "dns-proxy", &mut script);
+            match io::stdout().write_all(&script).and_then(|()| io::stdout().flush()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    error!("cannot write the script: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+fn run(args: RunArgs) -> ExitCode {
+    start_log(&args.shared, Level::INFO);
+    let config = Config::run(args).unwrap_or_else(|error| usage_error(&error));
+    finish(block_on(app::run(config)).map(|()| ExitCode::SUCCESS))
+}
+
+/// The control plane's runtime; workers have their own.
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+fn finish(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        error!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Ends with exit code 2, in clap's own form.
+fn usage_error(error: &ConfigError) -> ! {
+    Cli::command().error(ErrorKind::ValueValidation, error).exit()
+}
+
+fn start_log(args: &SharedArgs, default: Level) {
+    log_to_stderr(args.log.unwrap_or(default));
+}
+
+/// Logs go to standard error: standard output belongs to whoever reads results.
+fn log_to_stderr(level: Level) {
+    // Libraries are of interest only to who debugs them.
+    let directives = format!("warn,dns_proxy={level}");
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(directives))
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .with_target(false)
+        .init();
+}
