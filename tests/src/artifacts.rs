@@ -1,0 +1,35 @@
+//! Where cargo puts what we run, and where we may put what we compile.
+
+use anyhow::{Context, Result, bail};
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+
+/// The directory of this build's programs, `target/<profile>`: tests run from `deps/` inside it.
+pub fn profile_dir() -> Result<PathBuf> {
+    let exe = env::current_exe().context("where this program is")?;
+    let mut dir = exe.parent().context("programs are in directories")?;
+    if dir.ends_with("deps") || dir.ends_with("examples") {
+        dir = dir.parent().context("deps is in the profile's directory")?;
+    }
+    Ok(dir.to_owned())
+}
+
+/// The path of a program of this build.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let path = profile_dir()?.join(name);
+    if !path.exists() {
+        let package = if name == "dns-proxy" { name } else { "dns-proxy-tests" };
+        let built = path.display();
+        bail!("{built} is missing; build it: cargo build -p {package}, or run cargo xtask test");
+    }
+    Ok(path)
+}
+
+/// A directory in `target` for what outlives one run.
+pub fn tmp_dir() -> Result<PathBuf> {
+    let target = profile_dir()?;
+    let dir = target.parent().context("the profile is in target")?.join("tmp");
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    Ok(dir)
+}

@@ -1,0 +1,102 @@
+//! A client that makes exactly the sockets it is told to, and prints what they show of the other
+//! end: the shapes that real resolvers use, one at a time.
+//!
+//! Prints `key=value` lines; exits with 0 if the answer is right and comes from whom it should.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
+
+mod bound;
+mod many;
+mod shapes;
+
+use anyhow::{Context, Result, bail};
+use shapes::Family;
+use std::env::args;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
+  udp-connected SERVER NAME           connect, send, receive
+  udp-unconnected NAME SERVER...      one socket asks all servers, as musl does
+  udp6-mapped SERVER NAME             the same two with an AF_INET6 socket
+  udp6-mapped-unconnected NAME SERVER...    and an IPv4 server
+  tcp SERVER NAME                     a query over TCP
+  tcp6-mapped SERVER NAME             with an AF_INET6 socket and an IPv4 server
+  peer-names SERVER...                what getpeername says on all of these, without a query
+  bound-connected SERVER NAME DEVICE    UDP bound to a device (SO_BINDTODEVICE), connected
+  bound-unconnected SERVER NAME DEVICE  the same, unconnected
+  unicast-if SERVER NAME DEVICE         IP_UNICAST_IF, unconnected
+  pktinfo SERVER NAME DEVICE            IP_PKTINFO with an interface, unconnected
+  early SERVER NAME                   connects, waits for a line on stdin, then asks
+  tokens N                            asks N different servers in 198.18.0.0/15, without waiting
+  many N CONCURRENCY SERVER SUFFIX    N names below SUFFIX, each answer checked
+SERVER is ADDRESS or ADDRESS:PORT; the port is 53 otherwise.";
+
+fn main() -> ExitCode {
+    let mut args: Vec<String> = args().skip(1).collect();
+    match run(&mut args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            match error.downcast_ref::<io::Error>() {
+                Some(io) => println!("error={:?}", io.kind()),
+                None => println!("error=Other"),
+            }
+            eprintln!("dns-proxy-probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether all was right.
+fn run(args: &mut Vec<String>) -> Result<bool> {
+    let mut limit = Duration::from_secs(5);
+    if let [flag, seconds, ..] = args.as_slice()
+        && flag == "--timeout"
+    {
+        limit = Duration::try_from_secs_f64(seconds.parse().context("--timeout")?)?;
+        args.drain(..2);
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["udp-connected", at, name] => shapes::udp_connected(Family::Own, server(at)?, name, limit),
+        ["udp6-mapped", at, name] => {
+            shapes::udp_connected(Family::Mapped, server(at)?, name, limit)
+        }
+        ["udp-unconnected", name, ref servers @ ..] => {
+            shapes::udp_unconnected(Family::Own, &all(servers)?, name, limit)
+        }
+        ["udp6-mapped-unconnected", name, ref servers @ ..] => {
+            shapes::udp_unconnected(Family::Mapped, &all(servers)?, name, limit)
+        }
+        ["tcp", at, name] => shapes::tcp(Family::Own, server(at)?, name, limit),
+        ["tcp6-mapped", at, name] => shapes::tcp(Family::Mapped, server(at)?, name, limit),
+        ["peer-names", ref servers @ ..] => shapes::peer_names(&all(servers)?, limit),
+        ["bound-connected", at, name, device] => bound::connected(server(at)?, name, device, limit),
+        ["bound-unconnected", at, name, device] => {
+            bound::unconnected(bound::How::BindToDevice, server(at)?, name, device, limit)
+        }
+        ["unicast-if", at, name, device] => {
+            bound::unconnected(bound::How::UnicastIf, server(at)?, name, device, limit)
+        }
+        ["pktinfo", at, name, device] => {
+            bound::unconnected(bound::How::PacketInfo, server(at)?, name, device, limit)
+        }
+        ["early", at, name] => shapes::early(server(at)?, name, limit),
+        ["tokens", count] => many::servers(count.parse()?),
+        ["many", count, concurrency, at, suffix] => {
+            many::run(count.parse()?, concurrency.parse()?, server(at)?, suffix, limit)
+        }
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn all(servers: &[&str]) -> Result<Vec<SocketAddr>> {
+    servers.iter().map(|at| server(at)).collect()
+}
+
+fn server(text: &str) -> Result<SocketAddr> {
+    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    address.or_else(|_| text.parse()).with_context(|| format!("{text} is no server"))
+}

@@ -1,0 +1,78 @@
+//! Many different names at once, each answer checked: nothing lost, nothing mixed up.
+
+use crate::shapes::udp_socket;
+use anyhow::Result;
+use dns_proxy_tests::expected_a;
+use dns_proxy_tests::wire::{Answer, query, random, random_id};
+use hickory_proto::rr::RecordType;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// What became of the queries.
+#[derive(Debug, Default)]
+struct Count {
+    ok: AtomicUsize,
+    lost: AtomicUsize,
+    wrong: AtomicUsize,
+}
+
+pub(crate) fn run(
+    total: usize,
+    concurrency: usize,
+    server: SocketAddr,
+    suffix: &str,
+    limit: Duration,
+) -> Result<bool> {
+    let (next, count, run) = (AtomicUsize::new(0), Count::default(), random());
+    thread::scope(|scope| {
+        for _ in 0..concurrency {
+            scope.spawn(|| {
+                while let number = next.fetch_add(1, Ordering::Relaxed)
+                    && number < total
+                {
+                    let name = format!("q{number}-{run:x}.{suffix}");
+                    let what = match ask(server, &name, limit) {
+                        Ok(true) => &count.ok,
+                        Ok(false) => &count.wrong,
+                        Err(_) => &count.lost,
+                    };
+                    what.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let (ok, lost, wrong) =
+        (count.ok.into_inner(), count.lost.into_inner(), count.wrong.into_inner());
+    println!("sent={total} ok={ok} lost={lost} wrong={wrong}");
+    Ok(ok == total)
+}
+
+/// Sends a query to each of many nameservers; how many the kernel took and refused.
+pub(crate) fn servers(count: u32) -> Result<bool> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let query = query(random_id(), "example.test", RecordType::A)?;
+    let (mut sent, mut refused) = (0, 0);
+    for n in 0..count {
+        let server = Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + n);
+        match socket.send_to(&query, (server, 53)) {
+            Ok(_) => sent += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    println!("sent={sent} refused={refused}");
+    Ok(refused == 0)
+}
+
+/// Asks on a socket of its own, as a stub resolver does; whether the answer is this name's.
+fn ask(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
+    let socket = udp_socket(server, limit)?;
+    socket.connect(server)?;
+    let query = query(random_id(), name, RecordType::A)?;
+    socket.send(&query)?;
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer)?;
+    let answer = Answer::to(&query, &buffer[..length]);
+    Ok(answer.is_ok_and(|answer| answer.addresses == [IpAddr::V4(expected_a(name))]))
+}

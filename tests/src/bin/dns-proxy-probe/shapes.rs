@@ -1,0 +1,163 @@
+//! One function for each shape of socket.
+
+use anyhow::{Context, Result, ensure};
+use dns_proxy_tests::wire::{Answer, frame, query, random_id};
+use hickory_proto::rr::RecordType;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use std::fmt::Display;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// Longer than any answer.
+const BUFFER: usize = 65_536;
+
+/// The address family of the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// The server's own.
+    Own,
+    /// `AF_INET6`, also for an IPv4 server.
+    Mapped,
+}
+
+impl Family {
+    /// The server's address as such a socket names it.
+    fn name(self, server: SocketAddr) -> SocketAddr {
+        match (self, server.ip()) {
+            (Self::Mapped, IpAddr::V4(v4)) => (v4.to_ipv6_mapped(), server.port()).into(),
+            (Self::Own | Self::Mapped, _) => server,
+        }
+    }
+}
+
+pub(crate) fn udp_connected(
+    family: Family,
+    server: SocketAddr,
+    name: &str,
+    limit: Duration,
+) -> Result<bool> {
+    let server = family.name(server);
+    let started = Instant::now();
+    let socket = udp_socket(server, limit)?;
+    socket.connect(server)?;
+    let peer = socket.peer_addr()?;
+    let query = query(random_id(), name, RecordType::A)?;
+    socket.send(&query)?;
+    let mut buffer = [0; BUFFER];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    let answer = Answer::to(&query, &buffer[..length])?;
+    report(&[("peer", &peer), ("from", &from)], &answer, started);
+    Ok(peer == server && from == server && is_good(&answer))
+}
+
+/// Connects, and asks only when told to: what becomes of a socket from before the daemon.
+pub(crate) fn early(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
+    let socket = udp_socket(server, limit)?;
+    socket.connect(server)?;
+    println!("connected");
+    std::io::stdin().read_line(&mut String::new())?;
+    let started = Instant::now();
+    let query = query(random_id(), name, RecordType::A)?;
+    socket.send(&query)?;
+    let mut buffer = [0; BUFFER];
+    let length = socket.recv(&mut buffer)?;
+    let answer = Answer::to(&query, &buffer[..length])?;
+    report(&[], &answer, started);
+    Ok(is_good(&answer))
+}
+
+pub(crate) fn udp_unconnected(
+    family: Family,
+    servers: &[SocketAddr],
+    name: &str,
+    limit: Duration,
+) -> Result<bool> {
+    let servers: Vec<SocketAddr> = servers.iter().map(|&server| family.name(server)).collect();
+    let started = Instant::now();
+    let socket = udp_socket(*servers.first().context("no server")?, limit)?;
+    let first = random_id();
+    let mut open = Vec::new();
+    for (id, &server) in (0..).map(|n| first.wrapping_add(n)).zip(&servers) {
+        let query = query(id, name, RecordType::A)?;
+        socket.send_to(&query, server)?;
+        open.push((server, query));
+    }
+    let mut good = true;
+    let mut buffer = [0; BUFFER];
+    while !open.is_empty() {
+        let left = limit.checked_sub(started.elapsed()).filter(|left| !left.is_zero());
+        socket.set_read_timeout(Some(left.unwrap_or(Duration::from_nanos(1))))?;
+        let received = socket.recv_from(&mut buffer);
+        if received.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+            break;
+        }
+        let (length, from) = received?;
+        let asked = open.iter().position(|(_, query)| Answer::to(query, &buffer[..length]).is_ok());
+        let (server, query) = open.swap_remove(asked.context("an answer to no query of ours")?);
+        let answer = Answer::to(&query, &buffer[..length])?;
+        report(&[("server", &server), ("from", &from)], &answer, started);
+        good &= from == server && is_good(&answer);
+    }
+    for (server, _) in &open {
+        println!("server={server} error=TimedOut");
+    }
+    Ok(good && open.is_empty())
+}
+
+pub(crate) fn tcp(family: Family, server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
+    let server = family.name(server);
+    let started = Instant::now();
+    let mut stream = TcpStream::connect_timeout(&server, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    let peer = stream.peer_addr()?;
+    let query = query(random_id(), name, RecordType::A)?;
+    stream.write_all(&frame(&query))?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut message = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut message)?;
+    let answer = Answer::to(&query, &message)?;
+    report(&[("peer", &peer)], &answer, started);
+    Ok(peer == server && is_good(&answer))
+}
+
+pub(crate) fn peer_names(servers: &[SocketAddr], limit: Duration) -> Result<bool> {
+    ensure!(!servers.is_empty(), "no server");
+    let mut good = true;
+    for &server in servers {
+        for (family, kind) in [(Family::Own, ""), (Family::Mapped, "6-mapped")] {
+            if family == Family::Mapped && server.is_ipv6() {
+                continue;
+            }
+            let server = family.name(server);
+            let socket = udp_socket(server, limit)?;
+            socket.connect(server)?;
+            let udp = socket.peer_addr()?;
+            let tcp = TcpStream::connect_timeout(&server, limit)?.peer_addr()?;
+            println!("udp{kind}={udp} tcp{kind}={tcp}");
+            good &= udp == server && tcp == server;
+        }
+    }
+    Ok(good)
+}
+
+/// A socket that nobody has bound, as resolvers have them; `std` binds its own.
+pub(crate) fn udp_socket(server: SocketAddr, limit: Duration) -> Result<UdpSocket> {
+    let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(limit))?;
+    Ok(socket)
+}
+
+pub(crate) fn is_good(answer: &Answer) -> bool {
+    !answer.addresses.is_empty()
+}
+
+pub(crate) fn report(who: &[(&str, &dyn Display)], answer: &Answer, started: Instant) {
+    let who: String = who.iter().map(|(key, value)| format!("{key}={value} ")).collect();
+    let addresses: Vec<String> = answer.addresses.iter().map(ToString::to_string).collect();
+    let (rcode, took) = (u16::from(answer.rcode), started.elapsed().as_millis());
+    println!("{who}rcode={rcode} answer={} ms={took}", addresses.join(","));
+}

@@ -1,0 +1,152 @@
+//! A faithful little internet on a machine that has none.
+//!
+//! ```text
+//!  container eth0 ── c1 ┐
+//!  container eth0 ── c2 ┤ host (router) uplink ── host0 internet: 8.8.8.8, 1.1.1.1, ... on lo
+//!  container eth0 ── c3 ┘
+//! ```
+//! Nothing is translated on the way: a capture anywhere shows who asked.
+
+use crate::cgroup::Cgroup;
+use crate::container::{Addresses, Container, INTERFACE};
+use crate::mounts::Mounts;
+use crate::netns::Netns;
+use anyhow::{Context, Result};
+use std::ffi::OsStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The host's interface to the internet.
+pub const UPLINK: &str = "uplink";
+
+/// The nameserver addresses that the internet has.
+pub const NAMESERVERS: [IpAddr; 8] = [
+    IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8)),
+    IpAddr::V4(Ipv4Addr::new(8, 8, 4, 4)),
+    IpAddr::V4(Ipv4Addr::new(9, 9, 9, 9)),
+    IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8888)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8844)),
+    IpAddr::V6(Ipv6Addr::new(0x2620, 0xfe, 0, 0, 0, 0, 0, 0xfe)),
+    IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1111)),
+];
+
+/// What a container's resolver configuration says unless told otherwise.
+const RESOLV_CONF: &str = "nameserver 8.8.8.8\n";
+
+/// The internet, the host and the cgroup that all containers are in.
+#[derive(Debug)]
+pub struct World {
+    internet: Netns,
+    host: Netns,
+    mounts: Mounts,
+    cgroup: Cgroup,
+    containers: AtomicU8,
+}
+
+impl World {
+    /// A new one, without containers.
+    pub fn new() -> Result<Self> {
+        let (internet, host) = (Netns::new()?, Netns::new()?);
+        host.sysctl("net/ipv4/ip_forward", "1")?;
+        host.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        host.veth(UPLINK, &internet, "host0")?;
+        internet.ip_batch(&internet_setup())?;
+        host.ip_batch(HOST_SETUP)?;
+        let mounts = Mounts::new(RESOLV_CONF)?;
+        Ok(Self { internet, host, mounts, cgroup: Cgroup::new()?, containers: AtomicU8::new(0) })
+    }
+
+    /// The namespace that has the nameservers' addresses.
+    pub fn internet(&self) -> &Netns {
+        &self.internet
+    }
+
+    /// The namespace of the host.
+    pub fn host(&self) -> &Netns {
+        &self.host
+    }
+
+    /// The cgroup above all containers.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// A command that will run on the host, outside all test cgroups.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.host.command(program);
+        self.mounts.enter(&mut command);
+        command
+    }
+
+    /// Starts a container that asks 8.8.8.8.
+    pub fn container(&self, name: &str) -> Result<Container> {
+        self.container_with(name, RESOLV_CONF)
+    }
+
+    /// Starts a container with that `/etc/resolv.conf`.
+    pub fn container_with(&self, name: &str, resolv_conf: &str) -> Result<Container> {
+        let number = self.containers.fetch_add(1, Ordering::Relaxed).checked_add(1);
+        let addresses = self.plug(number.context("a world has at most 255 containers")?)?;
+        let cgroup = self.cgroup.child(name)?;
+        let (netns, addresses) = addresses;
+        Container::start(cgroup, Mounts::new(resolv_conf)?, netns, addresses)
+    }
+
+    /// Starts a container that shares the host's network, like a pod with `hostNetwork`.
+    pub fn host_container(&self, name: &str) -> Result<Container> {
+        let (v4, v6) = (HOST_V4, HOST_V6);
+        let addresses = Addresses { v4, v6, host_link: UPLINK.to_owned() };
+        let (cgroup, mounts) = (self.cgroup.child(name)?, Mounts::new(RESOLV_CONF)?);
+        Container::start(cgroup, mounts, self.host.clone(), addresses)
+    }
+
+    /// Makes a network namespace and its link to the host.
+    fn plug(&self, n: u8) -> Result<(Netns, Addresses)> {
+        let netns = Netns::new()?;
+        let host_link = format!("c{n}");
+        self.host.veth(&host_link, &netns, INTERFACE)?;
+        self.host.ip_batch(&format!(
+            "addr add 10.88.{n}.1/24 dev {host_link}\n\
+             addr add fd88:0:0:{n:x}::1/64 dev {host_link} nodad\n\
+             link set {host_link} up\n"
+        ))?;
+        netns.ip_batch(&format!(
+            "addr add 10.88.{n}.2/24 dev {INTERFACE}\n\
+             addr add fd88:0:0:{n:x}::2/64 dev {INTERFACE} nodad\n\
+             link set {INTERFACE} up\n\
+             route add default via 10.88.{n}.1\n\
+             route add ::/0 via fd88:0:0:{n:x}::1\n"
+        ))?;
+        let v4 = Ipv4Addr::new(10, 88, n, 2);
+        let v6 = Ipv6Addr::new(0xfd88, 0, 0, n.into(), 0, 0, 0, 2);
+        Ok((netns, Addresses { v4, v6, host_link }))
+    }
+}
+
+/// The host's addresses on its uplink.
+const HOST_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+
+const HOST_SETUP: &str = "addr add 192.0.2.2/24 dev uplink\n\
+                          addr add 2001:db8:1::2/64 dev uplink nodad\n\
+                          link set uplink up\n\
+                          route add default via 192.0.2.1\n\
+                          route add ::/0 via 2001:db8:1::1\n";
+
+fn internet_setup() -> String {
+    let nameservers: String = NAMESERVERS
+        .iter()
+        .map(|address| match address {
+            IpAddr::V4(v4) => format!("addr add {v4}/32 dev lo\n"),
+            IpAddr::V6(v6) => format!("addr add {v6}/128 dev lo nodad\n"),
+        })
+        .collect();
+    nameservers
+        + "addr add 192.0.2.1/24 dev host0\n\
+           addr add 2001:db8:1::1/64 dev host0 nodad\n\
+           link set host0 up\n\
+           route add 10.88.0.0/16 via 192.0.2.2\n\
+           route add fd88::/32 via 2001:db8:1::2\n"
+}
