@@ -1,0 +1,11 @@
+//! The forwarder on the real network stack: what clients send, what reaches the upstream, and what
+//! comes back, byte for byte; and what the command line says to mistakes.
+
+mod cli;
+mod client;
+mod message;
+mod packets;
+mod place;
+mod plain;
+mod real_servers;
+mod upstream;

@@ -1,0 +1,416 @@
+//! The DNS-over-TLS side: one connection for all, and no fault of it costs a client its answer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use dns_proxy_tests::{
+    Close, DotServer, Identity, Orders, Pki, Reply, dot_server::Tls, eventually,
+};
+use rustls::{
+    ProtocolVersion, SupportedProtocolVersion,
+    version::{TLS12, TLS13},
+};
+
+use crate::{
+    client::Burst,
+    packets::{A, SERVFAIL, Summary, plain_opt, query},
+    place::{LIMIT, NAME, NAMED_UPSTREAM, Place, Setting, UPSTREAM},
+};
+
+/// The extended error of a server that could not be talked to (RFC 8914 section 4.24).
+const NETWORK_ERROR: u16 = 23;
+const SECOND: &str = "127.0.0.2:853";
+const NAMED_SECOND: &str = "127.0.0.2:853#dns.test";
+
+/// Sends a burst over UDP and checks that every query gets its own answer.
+fn burst(setting: &Setting, prefix: &str, count: u16) -> Result<Vec<u16>> {
+    let (client, burst) = (setting.place.udp()?, Burst::new(prefix, count)?);
+    for query in burst.queries() {
+        client.send(&query)?;
+    }
+    burst.collect(|| client.receive())
+}
+
+#[test]
+fn many_queries_share_one_connection_and_do_not_wait_for_each_other() -> Result<()> {
+    let setting = Setting::new()?;
+    setting.upstream.order(Orders { hold: 10, ..Orders::default() });
+
+    let order = burst(&setting, "n", 50)?;
+
+    let journal = setting.upstream.journal();
+    ensure!(journal.accepted == 1, "{} connections", journal.accepted);
+    ensure!(journal.max_in_flight >= 10, "{} at once at most", journal.max_in_flight);
+    ensure!(!order.is_sorted(), "the answers came in order");
+    ensure!(journal.queries.len() == 50, "each was asked once");
+    Ok(())
+}
+
+#[test]
+fn a_slow_answer_does_not_hold_up_a_quick_one() -> Result<()> {
+    let setting = Setting::new()?;
+    let (slow, quick) = (setting.place.udp()?, setting.place.udp()?);
+    slow.send(&query(7, "slow-300.example.test", A, &[]))?;
+    ensure!(eventually(LIMIT, || setting.upstream.journal().in_flight == 1));
+    quick.resolve("quick.example.test")?;
+    ensure!(setting.upstream.journal().in_flight == 1, "the slow one was answered first");
+    ensure!(Summary::of(&slow.receive()?)?.answers == 1);
+    Ok(())
+}
+
+/// Cold names at a recursive resolver do take this long, and the client is told to wait for 2 s.
+#[test]
+fn an_answer_is_waited_for_as_long_as_the_timeout_says() -> Result<()> {
+    let setting = Setting::new()?;
+    let name = "slow-1300.example.test";
+    setting.place.udp()?.resolve(name)?;
+    ensure!(setting.upstream.journal().queries_for(name).len() == 1, "it was asked again");
+    Ok(())
+}
+
+/// Whatever we ask to see whether the server lives, it owes us nothing once clients are served.
+#[test]
+fn a_connection_that_owes_clients_nothing_is_kept() -> Result<()> {
+    let setting = Setting::new()?;
+    setting.upstream.order(Orders::default().except("", Reply::Silence));
+    setting.place.udp()?.resolve("slow-600.example.test")?;
+    let closed = eventually(Duration::from_millis(1500), || setting.upstream.journal().open == 0);
+    ensure!(!closed, "it was closed");
+    Ok(())
+}
+
+/// Other names are answered all the time meanwhile.
+#[test]
+fn a_slow_name_does_not_end_the_connection() -> Result<()> {
+    let setting = Setting::new()?;
+    let (slow, quick) = (setting.place.udp()?, setting.place.udp()?);
+    slow.send(&query(7, "slow-1300.example.test", A, &[]))?;
+    ensure!(eventually(LIMIT, || setting.upstream.journal().in_flight == 1));
+    let mut asked = 0;
+    while setting.upstream.journal().in_flight > 0 && asked < 10_000 {
+        quick.resolve(&format!("n{asked}.example.test"))?;
+        asked += 1;
+    }
+    ensure!(Summary::of(&slow.receive()?)?.answers == 1);
+    ensure!(setting.upstream.journal().accepted == 1);
+    Ok(())
+}
+
+#[test]
+fn connections_that_end_in_any_way_lose_nothing() -> Result<()> {
+    for close in [Close::Orderly, Close::Abrupt, Close::Reset, Close::Half] {
+        let setting = Setting::with(&["--upstream-timeout", "8s"])?;
+        setting.upstream.order(Orders::closing_after(4, close));
+        burst(&setting, "n", 20).with_context(|| format!("{close:?}"))?;
+        ensure!(setting.upstream.journal().accepted >= 5, "{close:?}: it did not close");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_ended_while_idle_is_replaced_unnoticed() -> Result<()> {
+    for close in [Close::Orderly, Close::Abrupt, Close::Reset, Close::Half] {
+        let setting = Setting::new()?;
+        let client = setting.place.udp()?;
+        client.resolve("a.example.test")?;
+        setting.upstream.disconnect(close);
+        client.resolve("b.example.test").with_context(|| format!("{close:?}"))?;
+        ensure!(eventually(LIMIT, || setting.upstream.journal().accepted == 2), "{close:?}");
+        let journal = setting.upstream.journal();
+        ensure!(journal.queries_for("b.example.test").len() <= 2, "{close:?}");
+    }
+    Ok(())
+}
+
+/// What comes on the first connection is wrong, and goes unnoticed.
+fn check_recovers(reply: Reply) -> Result<()> {
+    let setting = Setting::with(&["--upstream-timeout", "5s"])?;
+    setting.place.udp()?.resolve("before.example.test")?;
+    setting.upstream.order(Orders { reply, faithful_from: Some(1), ..Orders::default() });
+    burst(&setting, "n", 5).with_context(|| format!("{reply:?}"))?;
+    ensure!(setting.upstream.journal().accepted >= 2, "no second connection");
+    Ok(())
+}
+
+#[test]
+fn a_connection_that_goes_silent_is_replaced() -> Result<()> {
+    check_recovers(Reply::Silence)
+}
+
+#[test]
+fn a_connection_that_stalls_within_an_answer_is_replaced() -> Result<()> {
+    check_recovers(Reply::Stall)
+}
+
+#[test]
+fn a_connection_that_sends_junk_is_replaced() -> Result<()> {
+    check_recovers(Reply::Junk)?;
+    check_recovers(Reply::crafted(|_| Vec::new()))?;
+    check_recovers(Reply::crafted(<[u8]>::to_vec))
+}
+
+#[test]
+fn answers_with_a_wrong_id_or_question_are_not_believed() -> Result<()> {
+    check_recovers(Reply::WrongId)?;
+    check_recovers(Reply::WrongQuestion)
+}
+
+#[test]
+fn an_upstream_that_refuses_connections_is_tried_until_it_is_back() -> Result<()> {
+    let setting = Setting::with(&["--upstream-timeout", "8s"])?;
+    let client = setting.place.udp()?;
+    client.resolve("before.example.test")?;
+    setting.upstream.refuse()?;
+    setting.upstream.disconnect(Close::Orderly);
+    let burst = Burst::new("n", 20)?;
+    for query in burst.queries() {
+        client.send(&query)?;
+    }
+    setting.daemon.wait_for_log("upstream failed", LIMIT)?;
+    setting.upstream.listen()?;
+    burst.collect(|| client.receive())?;
+    setting.daemon.wait_for_log("upstream answers again", LIMIT)
+}
+
+#[test]
+fn an_upstream_that_stays_away_is_a_servfail_with_a_reason_in_time() -> Result<()> {
+    let place = Place::new()?;
+    let daemon = place.daemon(&[NAMED_UPSTREAM], &["--upstream-timeout", "500ms"])?;
+    check_fails(&place, NETWORK_ERROR)?;
+    daemon.wait_for_log("refused", LIMIT)
+}
+
+#[test]
+fn an_upstream_that_only_accepts_is_a_servfail_with_a_reason_in_time() -> Result<()> {
+    let setting = Setting::with(&["--upstream-timeout", "500ms"])?;
+    setting.upstream.order(Orders { stall_handshake: true, ..Orders::default() });
+    check_fails(&setting.place, NETWORK_ERROR)
+}
+
+/// A client with EDNS is told why, one without is just told; neither waits much longer than the
+/// half second that the daemon is given.
+fn check_fails(place: &Place, code: u16) -> Result<()> {
+    let client = place.udp()?;
+    let started = Instant::now();
+    let answer = Summary::of(&client.ask(&query(7, "www.example.test", A, &[&plain_opt()]))?)?;
+    ensure!(started.elapsed() < Duration::from_secs(3), "after {:?}", started.elapsed());
+    ensure!(answer.rcode == SERVFAIL, "{answer:?}");
+    ensure!(answer.extended_error.as_ref().is_some_and(|error| error.0 == code), "{answer:?}");
+    let answer = Summary::of(&client.ask(&query(7, "www.example.test", A, &[]))?)?;
+    ensure!(answer.rcode == SERVFAIL && !answer.opt, "{answer:?}");
+    Ok(())
+}
+
+/// The upstream has this certificate: it gets no query, the client an error, the log the reason.
+fn check_refused(make: impl Fn(&Pki) -> Result<Identity>, reason: &str) -> Result<()> {
+    let place = Place::new()?;
+    let server = DotServer::start(&place.netns, &[UPSTREAM.parse()?], &make(&place.pki)?)?;
+    let daemon = place.daemon(&[NAMED_UPSTREAM], &["--upstream-timeout", "500ms"])?;
+    check_fails(&place, NETWORK_ERROR)?;
+    daemon.wait_for_log(reason, LIMIT)?;
+    let journal = server.journal();
+    ensure!(journal.queries.is_empty(), "a query leaked to a server without a name");
+    ensure!(journal.handshakes.iter().all(|handshake| !handshake.resumed));
+    Ok(())
+}
+
+#[test]
+fn a_certificate_for_another_name_is_refused() -> Result<()> {
+    check_refused(|pki| pki.server(&["other.test"]), "not valid for name")
+}
+
+#[test]
+fn a_certificate_for_the_address_alone_does_not_do_for_a_name() -> Result<()> {
+    check_refused(|pki| pki.server(&["127.0.0.1"]), "not valid for name")
+}
+
+#[test]
+fn an_expired_certificate_is_refused() -> Result<()> {
+    check_refused(|pki| pki.expired_server(&[NAME]), "expired")
+}
+
+#[test]
+fn a_certificate_of_an_unknown_authority_is_refused() -> Result<()> {
+    check_refused(|_| Pki::new()?.server(&[NAME]), "invalid peer certificate")
+}
+
+#[test]
+fn a_name_or_an_address_in_the_certificate_is_accepted_as_asked() -> Result<()> {
+    for (upstream, addr, held, server_name) in [
+        ("127.0.0.1:853#dns.test", "127.0.0.1:853", "dns.test", Some("dns.test")),
+        ("tls://127.0.0.1:853#DNS.Test", "127.0.0.1:853", "dns.test", Some("dns.test")),
+        ("127.0.0.1:853#a.dns.test", "127.0.0.1:853", "*.dns.test", Some("a.dns.test")),
+        ("127.0.0.1", "127.0.0.1:853", "127.0.0.1", None),
+        ("[::1]:8853", "[::1]:8853", "::1", None),
+        ("[::1]:8853#dns.test", "[::1]:8853", "dns.test", Some("dns.test")),
+    ] {
+        let place = Place::new()?;
+        let identity = place.pki.server(&[held])?;
+        let server = DotServer::start(&place.netns, &[addr.parse()?], &identity)?;
+        let _daemon = place.daemon(&[upstream], &[])?;
+        place.udp()?.resolve("www.example.test").with_context(|| upstream.to_owned())?;
+        let shown = server.journal().handshakes[0].server_name.clone();
+        ensure!(shown.map(|name| name.to_lowercase()).as_deref() == server_name, "{upstream}");
+    }
+    Ok(())
+}
+
+fn check_tls(
+    version: &'static SupportedProtocolVersion,
+    expected: ProtocolVersion,
+    alpn: &[&str],
+) -> Result<()> {
+    let place = Place::new()?;
+    let tls = Tls { versions: vec![version], alpn: alpn.iter().map(ToString::to_string).collect() };
+    let (addr, identity) = (UPSTREAM.parse()?, place.identity()?);
+    let server = DotServer::start_with(&place.netns, &[addr], &identity, &tls)?;
+    let _daemon = place.daemon(&[NAMED_UPSTREAM], &[])?;
+    let client = place.udp()?;
+    client.resolve("a.example.test")?;
+    server.disconnect(Close::Orderly);
+    ensure!(eventually(LIMIT, || server.journal().open == 0));
+    client.resolve("b.example.test")?;
+    let journal = server.journal();
+    for handshake in &journal.handshakes {
+        ensure!(handshake.version == Some(expected), "{handshake:?}");
+        ensure!(handshake.alpn.as_deref() == alpn.first().copied(), "{handshake:?}");
+    }
+    ensure!(journal.resumed() == 1, "the second handshake is a full one");
+    Ok(())
+}
+
+#[test]
+fn tls_1_3_and_1_2_work_with_and_without_alpn_and_sessions_are_resumed() -> Result<()> {
+    check_tls(&TLS13, ProtocolVersion::TLSv1_3, &["dot"])?;
+    check_tls(&TLS13, ProtocolVersion::TLSv1_3, &[])?;
+    check_tls(&TLS12, ProtocolVersion::TLSv1_2, &["dot"])?;
+    check_tls(&TLS12, ProtocolVersion::TLSv1_2, &[])
+}
+
+#[test]
+fn every_query_is_padded_to_a_multiple_of_128_octets() -> Result<()> {
+    let setting = Setting::new()?;
+    let client = setting.place.udp()?;
+    for length in 1..=63 {
+        let label = "x".repeat(length);
+        let name = format!("{label}.{label}.{label}.example.test");
+        for additional in [&[][..], &[&plain_opt()[..]]] {
+            client.ask(&query(7, &name, A, additional))?;
+        }
+    }
+    let journal = setting.upstream.journal();
+    ensure!(journal.queries.len() == 126);
+    for seen in journal.queries {
+        let padded = seen.opt && seen.padding.is_some() && seen.length.is_multiple_of(128);
+        ensure!(padded, "{} has {} octets, padding {:?}", seen.name, seen.length, seen.padding);
+    }
+    Ok(())
+}
+
+/// The first upstream is in a bad way, so the second answers, in time for the client.
+fn check_second_answers(first: impl Fn(&DotServer) -> Result<()>) -> Result<()> {
+    let place = Place::new()?;
+    let (one, two) = (place.upstream()?, place.upstream_at(SECOND)?);
+    first(&one)?;
+    let _daemon = place.daemon(&[NAMED_UPSTREAM, NAMED_SECOND], &[])?;
+    place.udp()?.resolve("www.example.test")?;
+    ensure!(two.journal().queries.len() == 1);
+    Ok(())
+}
+
+#[test]
+fn the_second_upstream_answers_when_the_first_refuses_or_is_frozen() -> Result<()> {
+    check_second_answers(DotServer::refuse).context("refuses")?;
+    let orders = |orders: Orders| {
+        move |server: &DotServer| {
+            server.order(orders.clone());
+            Ok(())
+        }
+    };
+    check_second_answers(orders(Orders { stall_handshake: true, ..Orders::default() }))
+        .context("stalls its handshakes")?;
+    check_second_answers(orders(Orders::always(Reply::Silence))).context("is silent")?;
+    check_second_answers(orders(Orders::always(Reply::Stall))).context("stalls")?;
+    check_second_answers(orders(Orders::always(Reply::WrongId))).context("confuses ids")
+}
+
+/// Something always comes from it, as clients never pause, but never an answer.
+#[test]
+fn the_second_upstream_answers_when_the_first_lies_under_load() -> Result<()> {
+    let place = Place::new()?;
+    let (one, _two) = (place.upstream()?, place.upstream_at(SECOND)?);
+    one.order(Orders::always(Reply::WrongId));
+    let _daemon = place.daemon(&[NAMED_UPSTREAM, NAMED_SECOND], &[])?;
+    let (client, burst) = (place.udp()?, Burst::new("n", 100)?);
+    for query in burst.queries() {
+        client.send(&query)?;
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    burst.collect(|| client.receive()).map(drop)
+}
+
+#[test]
+fn the_log_has_the_reason_also_when_it_changes() -> Result<()> {
+    let place = Place::new()?;
+    let more = ["--upstream-timeout", "300ms", "--workers", "1"];
+    let daemon = place.start(&place.run_args(&[NAMED_UPSTREAM], &more))?;
+    check_fails(&place, NETWORK_ERROR)?;
+    daemon.wait_for_log("refused", LIMIT)?;
+    let wrong = place.pki.server(&["other.test"])?;
+    let _server = DotServer::start(&place.netns, &[UPSTREAM.parse()?], &wrong)?;
+    check_fails(&place, NETWORK_ERROR)?;
+    daemon.wait_for_log("certificate", Duration::from_secs(1))
+}
+
+#[test]
+fn the_second_upstream_answers_when_the_first_has_a_wrong_certificate() -> Result<()> {
+    let place = Place::new()?;
+    let wrong = place.pki.server(&["other.test"])?;
+    let one = DotServer::start(&place.netns, &[UPSTREAM.parse()?], &wrong)?;
+    let two = place.upstream_at(SECOND)?;
+    let _daemon = place.daemon(&[NAMED_UPSTREAM, NAMED_SECOND], &[])?;
+    place.udp()?.resolve("www.example.test")?;
+    ensure!(one.journal().queries.is_empty() && two.journal().queries.len() == 1);
+    Ok(())
+}
+
+#[test]
+fn the_first_upstream_is_preferred_and_is_so_again_when_it_is_back() -> Result<()> {
+    let place = Place::new()?;
+    let (one, two) = (place.upstream()?, place.upstream_at(SECOND)?);
+    let _daemon = place.daemon(&[NAMED_UPSTREAM, NAMED_SECOND], &[])?;
+    let client = place.udp()?;
+    client.resolve("a.example.test")?;
+    one.refuse()?;
+    one.disconnect(Close::Orderly);
+    ensure!(eventually(LIMIT, || one.journal().open == 0));
+    client.resolve("b.example.test")?;
+    ensure!((one.journal().queries.len(), two.journal().queries.len()) == (1, 1));
+    one.listen()?;
+    let back = || {
+        let answered = client.resolve("c.example.test");
+        answered.is_ok() && one.journal().queries.len() > 1
+    };
+    ensure!(eventually(LIMIT, back), "the first is not asked again");
+    Ok(())
+}
+
+/// Each client's next query comes a while after its last one, as in life; only the one that finds
+/// the first upstream frozen may have to wait for it.
+#[test]
+fn a_frozen_first_upstream_does_not_cost_every_query_its_time() -> Result<()> {
+    let place = Place::new()?;
+    let (one, _two) = (place.upstream()?, place.upstream_at(SECOND)?);
+    one.order(Orders { stall_handshake: true, ..Orders::default() });
+    let _daemon = place.daemon(&[NAMED_UPSTREAM, NAMED_SECOND], &[])?;
+    let client = place.udp()?;
+    let mut waited = Duration::ZERO;
+    for n in 0..6 {
+        let started = Instant::now();
+        client.resolve(&format!("n{n}.example.test"))?;
+        waited += started.elapsed();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(waited < Duration::from_secs(3), "six queries took {waited:?}");
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! The leak guard, and everything else that must not leave in plaintext.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use dns_proxy_tests::{
+    Capture, Container, Daemon, Stage, Zone,
+    clients::{dig, probe},
+    container::INTERFACE,
+    eventually, port53,
+    process::output,
+};
+
+const NAME: &str = "example.test";
+
+/// What a socket that connected before the daemon started gets when it asks now.
+fn ask_early(mode: &str) -> Result<(Stage, bool, usize)> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let mut early = probe(&container)?;
+    early.args(["--timeout", "2", "early", "8.8.8.8", NAME]);
+    let mut early =
+        early.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(early.stdout.as_mut().context("piped")?).read_line(&mut line)?;
+    ensure!(line == "connected\n", "{line}");
+
+    let mut args = stage.run_args(&[container.cgroup()])?;
+    args.push(format!("--guard={mode}"));
+    let daemon = Daemon::start(&stage.world, &args)?;
+    daemon.wait_until_serving(container.netns())?;
+    let camera = Capture::on(container.netns(), INTERFACE)?;
+    early.stdin.as_mut().context("piped")?.write_all(b"now\n")?;
+    let answered = early.wait()?.success();
+
+    let seen = port53(&camera.stop()?).len();
+    let log = daemon.log().clone();
+    ensure!(daemon.stop()?.success());
+    let guarded = if mode == "off" { "guarded=0" } else { "guarded=1" };
+    ensure!(log.text().contains(guarded), "{}", log.text());
+    Ok((stage, answered, seen))
+}
+
+#[test]
+fn a_socket_connected_before_is_refused_by_default() -> Result<()> {
+    let (stage, answered, seen) = ask_early("on")?;
+    ensure!(!answered && seen == 0, "answered {answered}, {seen} packets");
+    ensure!(stage.nameserver.queries().is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_socket_connected_before_goes_on_if_the_guard_only_counts_or_is_off() -> Result<()> {
+    for mode in ["count", "off"] {
+        let (_stage, answered, seen) = ask_early(mode)?;
+        ensure!(answered && seen == 2, "{mode}: answered {answered}, {seen} packets");
+    }
+    Ok(())
+}
+
+/// Runs a probe that may fail; nothing may be seen outside.
+fn check_nothing_leaves(container: &Container, stage: &Stage, args: &[&str]) -> Result<()> {
+    let witness = stage.witness(container)?;
+    let mut probe = probe(container)?;
+    probe.args(["--timeout", "0.3"]).args(args).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status()?;
+    let (inside, uplink) = witness.packets()?;
+    for packet in inside.iter().chain(&uplink) {
+        let token = dns_proxy_tests::stage::is_token(packet.dst.ip());
+        let dns = packet.dst.port() == 53 || packet.src.port() == 53;
+        ensure!(!token && !dns, "{args:?}: {packet}");
+    }
+    Ok(())
+}
+
+#[test]
+fn device_bound_sockets_leak_nothing() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let _daemon = stage.daemon(&[&container])?;
+    for shape in ["bound-connected", "bound-unconnected", "unicast-if", "pktinfo"] {
+        for server in ["8.8.8.8", "2001:4860:4860::8888"] {
+            check_nothing_leaves(&container, &stage, &[shape, server, NAME, INTERFACE])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn class_e_and_0_8_are_nameservers_like_any_other() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let _daemon = stage.daemon(&[&container])?;
+    let witness = stage.witness(&container)?;
+    for server in ["@240.0.0.53", "@0.1.2.3"] {
+        let answer = dig(&container, &[NAME, server])?;
+        ensure!(answer == [Zone::Encrypted.a().to_string()], "{server}: {answer:?}");
+    }
+    witness.saw_only_tls()
+}
+
+#[test]
+fn loopback_that_goes_down_leaks_nothing_and_comes_back() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let _daemon = stage.daemon(&[&container])?;
+    container.netns().ip(&["link", "set", "lo", "down"])?;
+    for server in ["8.8.8.8", "2001:4860:4860::8888"] {
+        check_nothing_leaves(&container, &stage, &["udp-connected", server, NAME])?;
+        check_nothing_leaves(&container, &stage, &["udp-unconnected", NAME, server])?;
+    }
+    container.netns().ip(&["link", "set", "lo", "up"])?;
+    for server in ["8.8.8.8", "2001:4860:4860::8888"] {
+        let back = eventually(Duration::from_secs(5), || {
+            let asked = probe(&container)
+                .and_then(|mut probe| output(probe.args(["udp-connected", server, NAME])));
+            asked.is_ok_and(|printed| printed.contains(&Zone::Encrypted.a().to_string()))
+        });
+        ensure!(back, "{server} is not answered again");
+    }
+    Ok(())
+}
+
+#[test]
+fn cgroups_born_a_moment_ago_leak_nothing_where_a_pattern_decides() -> Result<()> {
+    let stage = Stage::new()?;
+    let holder = stage.world.container("holder")?;
+    let mut args = stage.run_args(&[])?;
+    args.push(format!("--cgroup={}/new-*", stage.world.cgroup().path()?));
+    let daemon = Daemon::start(&stage.world, &args)?;
+    let witness = stage.witness(&holder)?;
+
+    // Made, joined and asked from at once, in the holder's network.
+    let dir = stage.world.cgroup().dir();
+    let script = "i=0; while [ $i -lt 100 ]; do mkdir \"$0/new-$i\"; \
+                  (echo 0 > \"$0/new-$i/cgroup.procs\"; \
+                   exec \"$@\" --timeout 0.2 udp-connected 8.8.8.8 example.test); \
+                  i=$((i+1)); done; true";
+    let mut newborns = holder.netns().command("sh");
+    newborns.args(["-c", script]).arg(dir);
+    newborns.arg(dns_proxy_tests::artifacts::program("dns-proxy-probe")?);
+    newborns.stdout(Stdio::null()).stderr(Stdio::null());
+    ensure!(newborns.status()?.success());
+
+    let (inside, uplink) = witness.packets()?;
+    let leaked = port53(&inside).len() + port53(&uplink).len();
+    ensure!(leaked == 0, "{leaked} packets of port 53; {}", daemon.log().text());
+    ensure!(stage.nameserver.queries().is_empty());
+    Ok(())
+}
+
+#[test]
+fn one_cgroup_cannot_take_all_tokens() -> Result<()> {
+    let stage = Stage::new()?;
+    let (greedy, modest) = (stage.world.container("greedy")?, stage.world.container("modest")?);
+    let _daemon = stage.daemon(&[&greedy, &modest])?;
+    let mut all = probe(&greedy)?;
+    let printed = all.args(["tokens", "70000"]).output()?.stdout;
+    let printed = String::from_utf8(printed)?;
+    ensure!(printed.trim() == "sent=1024 refused=68976", "{printed}");
+    ensure!(dig(&modest, &[NAME, "@8.8.8.8"])? == [Zone::Encrypted.a().to_string()]);
+    Ok(())
+}
+
+#[test]
+fn a_lack_of_descriptors_does_not_empty_the_scope() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let mut command = stage.world.command("sh");
+    command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]).arg(Daemon::program()?);
+    let mut args = stage.run_args(&[])?;
+    args.push(format!("--cgroup={}/*", stage.world.cgroup().path()?));
+    let daemon = Daemon::start_command(command, &args)?;
+    daemon.wait_until_serving(container.netns())?;
+    ensure!(dig(&container, &[NAME, "@8.8.8.8"])? == [Zone::Encrypted.a().to_string()]);
+    let witness = stage.witness(&container)?;
+    // Connections until the daemon has no descriptor left, held while it looks at the tree.
+    let held = container.netns().run(|| {
+        (0..200)
+            .map_while(|_| {
+                let token: std::net::SocketAddr = ([127, 64, 0, 1], 61_053).into();
+                std::net::TcpStream::connect_timeout(&token, Duration::from_millis(100)).ok()
+            })
+            .collect::<Vec<_>>()
+    })?;
+    let full = eventually(Duration::from_secs(5), || {
+        daemon.log().text().contains("cannot look at the cgroup tree")
+    });
+    ensure!(full, "never out of descriptors: {}", daemon.log().text());
+    for _ in 0..20 {
+        let mut probe = probe(&container)?;
+        probe.args(["--timeout", "0.1", "udp-connected", "8.8.8.8", NAME]);
+        probe.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    }
+    drop(held);
+    let (inside, _) = witness.packets()?;
+    ensure!(port53(&inside).is_empty(), "plaintext left: {}", daemon.log().text());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid()))?;
+    ensure!(limits.contains("Max open files            64"), "{limits}");
+    Ok(())
+}

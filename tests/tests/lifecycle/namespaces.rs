@@ -1,0 +1,103 @@
+//! Namespaces come and go; the daemon must neither miss one nor hold one.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use dns_proxy_tests::{
+    Daemon, Stage, Zone,
+    clients::{dig, probe},
+    eventually,
+    process::output,
+};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_destroyed_namespace_is_let_go_with_its_devices() -> Result<()> {
+    let stage = Stage::new()?;
+    let staying = stage.world.container("staying")?;
+    let container = stage.world.container("going")?;
+    let daemon = stage.daemon(&[&staying, &container])?;
+    ensure!(dig(&container, &["example.test", "@8.8.8.8"])? == [Zone::Encrypted.a().to_string()]);
+    let (netns, link) = (container.netns().clone(), container.addresses().host_link.clone());
+    let fds = daemon.fds()?;
+
+    container.destroy();
+    daemon.wait_until_released(&netns)?;
+    drop(netns);
+
+    // A namespace that anything holds keeps its end of the veth, and so ours.
+    let gone = eventually(LIMIT, || !stage.world.host().has_link(&link));
+    ensure!(gone, "the namespace is still alive");
+    ensure!(daemon.wait_fds(LIMIT, |now| now < fds), "its sockets are still open");
+    ensure!(dig(&staying, &["example.test", "@8.8.8.8"])? == [Zone::Encrypted.a().to_string()]);
+    Ok(())
+}
+
+#[test]
+fn containers_that_come_and_go_leave_no_descriptors_behind() -> Result<()> {
+    let stage = Stage::new()?;
+    let daemon = Daemon::start(&stage.world, &stage.run_args(&[stage.world.cgroup()])?)?;
+    let before = daemon.fds()?;
+    for round in 0..10 {
+        let container = stage.world.container(&format!("app-{round}"))?;
+        daemon.wait_until_serving(container.netns())?;
+        let answer = dig(&container, &["example.test", "@8.8.8.8"])?;
+        ensure!(answer == [Zone::Encrypted.a().to_string()], "round {round}: {answer:?}");
+        let netns = container.netns().clone();
+        container.destroy();
+        daemon.wait_until_released(&netns)?;
+    }
+    // Upstream connections may have come on top: one for each worker.
+    let workers = std::thread::available_parallelism()?.get();
+    ensure!(
+        daemon.wait_fds(LIMIT, |now| now <= before + workers),
+        "{before} descriptors before, {} after",
+        daemon.fds()?
+    );
+    Ok(())
+}
+
+#[test]
+fn a_service_that_enters_a_new_namespace_is_followed_there() -> Result<()> {
+    let stage = Stage::new()?;
+    let service = stage.world.container("service")?;
+    let other = stage.world.container("other")?;
+    let _daemon = stage.daemon(&[&service])?;
+
+    // In the cgroup of one, in the namespace of the other.
+    let pid = service.cgroup().procs()?.first().copied();
+    ensure!(pid.is_some(), "the container has its holder in it");
+    let mut moved = other.netns().command("sh");
+    let procs = service.cgroup().dir().join("cgroup.procs");
+    moved.args(["-c", "echo 0 > \"$0\"; exec \"$@\""]).arg(&procs);
+    moved.arg(dns_proxy_tests::artifacts::program("dns-proxy-probe")?);
+    moved.args(["udp-connected", "8.8.8.8", "example.test"]);
+    let camera = stage.witness(&other)?;
+    let encrypted = eventually(LIMIT, || {
+        output(&mut moved).is_ok_and(|printed| printed.contains(&Zone::Encrypted.a().to_string()))
+    });
+    ensure!(encrypted, "never answered from the new namespace");
+    // Not even the first attempts, made before the daemon knew the namespace, were seen outside.
+    camera.saw_only_tls()
+}
+
+#[test]
+fn a_removed_and_recreated_scope_is_intercepted_again() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("service")?;
+    let daemon = stage.daemon(&[&container])?;
+    let netns = container.netns().clone();
+    container.destroy();
+    daemon.wait_until_released(&netns)?;
+
+    let again = stage.world.container("service")?;
+    daemon.wait_until_serving(again.netns())?;
+    let encrypted = eventually(LIMIT, || {
+        let ask = probe(&again)
+            .and_then(|mut probe| output(probe.args(["udp-connected", "8.8.8.8", "example.test"])));
+        ask.is_ok_and(|printed| printed.contains(&Zone::Encrypted.a().to_string()))
+    });
+    ensure!(encrypted, "{}", daemon.log().text());
+    Ok(())
+}
