@@ -19,7 +19,7 @@ pub const INTERFACE: &str = "eth0";
 #[derive(Debug)]
 pub struct Container {
     // Dropped in this order: the processes, their cgroup, the namespaces.
-    _holder: Process,
+    _holder: Option<Process>,
     cgroup: Cgroup,
     mounts: Mounts,
     netns: Netns,
@@ -47,8 +47,18 @@ impl Container {
     ) -> Result<Self> {
         let mut holder = enter(&cgroup, &mounts, &netns, "sleep")?;
         holder.arg("infinity").stdin(Stdio::null()).stdout(Stdio::null());
-        let holder = Process::spawn(holder)?;
-        Ok(Self { _holder: holder, cgroup, mounts, netns, addresses })
+        let holder = Some(Process::spawn(holder)?);
+        Ok(Self { _holder: holder, ..Self::empty(cgroup, mounts, netns, addresses) })
+    }
+
+    /// The same with nobody in it yet.
+    pub(crate) fn empty(
+        cgroup: Cgroup,
+        mounts: Mounts,
+        netns: Netns,
+        addresses: Addresses,
+    ) -> Self {
+        Self { _holder: None, cgroup, mounts, netns, addresses }
     }
 
     /// A command that will run inside: in the cgroup before its first instruction.

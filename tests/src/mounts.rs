@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// Where the daemon keeps its control socket: every host of ours has its own.
 const RUN_DIR: &str = "/run/dns-proxy";
+/// Where namespaces have names: every host of ours has its own.
+const NETNS_DIR: &str = "/run/netns";
 /// Where glibc looks for nscd before it asks anyone else.
 const NSCD_DIR: &str = "/run/nscd";
 /// Names are looked up as Debian does it, whatever the machine's own way.
@@ -29,7 +31,9 @@ pub struct Mounts {
 impl Mounts {
     /// A copy of this process's view, with a resolver configuration of its own.
     pub fn new(resolv_conf: &str) -> Result<Self> {
-        fs::create_dir_all(RUN_DIR).with_context(|| format!("create {RUN_DIR}"))?;
+        for dir in [RUN_DIR, NETNS_DIR] {
+            fs::create_dir_all(dir).with_context(|| format!("create {dir}"))?;
+        }
         let mounts = on_scratch_thread(Self::cover)?;
         mounts.set_resolv_conf(resolv_conf)?;
         Ok(mounts)
@@ -57,6 +61,7 @@ impl Mounts {
             (cover_file("resolv.conf")?, cover_file("nsswitch.conf")?);
         nsswitch_conf.write_all_at(NSSWITCH_CONF.as_bytes(), 0)?;
         mount_tmpfs(RUN_DIR)?;
+        mount_tmpfs(NETNS_DIR)?;
         if Path::new(NSCD_DIR).exists() {
             mount_tmpfs(NSCD_DIR)?;
         }

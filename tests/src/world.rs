@@ -11,6 +11,7 @@ use crate::cgroup::Cgroup;
 use crate::container::{Addresses, Container, INTERFACE};
 use crate::mounts::Mounts;
 use crate::netns::Netns;
+use crate::process::output;
 use anyhow::{Context, Result};
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -87,11 +88,21 @@ impl World {
 
     /// Starts a container with that `/etc/resolv.conf`.
     pub fn container_with(&self, name: &str, resolv_conf: &str) -> Result<Container> {
-        let number = self.containers.fetch_add(1, Ordering::Relaxed).checked_add(1);
-        let addresses = self.plug(number.context("a world has at most 255 containers")?)?;
+        let netns = Netns::new()?;
+        let addresses = self.plug(&netns)?;
         let cgroup = self.cgroup.child(name)?;
-        let (netns, addresses) = addresses;
         Container::start(cgroup, Mounts::new(resolv_conf)?, netns, addresses)
+    }
+
+    /// Makes a container as runtimes do, up to the moment before its first process starts: a named
+    /// namespace, plugged in, and a cgroup.
+    pub fn newborn(&self, name: &str) -> Result<Newborn<'_>> {
+        let netns = Netns::new()?;
+        self.name_netns(&netns, name)?;
+        let addresses = self.plug(&netns)?;
+        let cgroup = self.cgroup.child(name)?;
+        let container = Container::empty(cgroup, Mounts::new(RESOLV_CONF)?, netns, addresses);
+        Ok(Newborn { world: self, name: name.to_owned(), container })
     }
 
     /// Starts a container that shares the host's network, like a pod with `hostNetwork`.
@@ -102,11 +113,26 @@ impl World {
         Container::start(cgroup, mounts, self.host.clone(), addresses)
     }
 
-    /// Makes a network namespace and its link to the host.
-    fn plug(&self, n: u8) -> Result<(Netns, Addresses)> {
-        let netns = Netns::new()?;
+    /// Gives a namespace a name on the host, as container runtimes do before they plug it in.
+    pub fn name_netns(&self, netns: &Netns, name: &str) -> Result<()> {
+        let script = "touch \"$1\" && mount --bind \"$0\" \"$1\"";
+        let file = format!("/run/netns/{name}");
+        output(self.command("sh").args(["-c", script, &netns.path(), &file])).map(drop)
+    }
+
+    /// Takes the name away.
+    pub fn unname_netns(&self, name: &str) -> Result<()> {
+        let script = "umount \"$0\" && rm \"$0\"";
+        let file = format!("/run/netns/{name}");
+        output(self.command("sh").args(["-c", script, &file])).map(drop)
+    }
+
+    /// Links a network namespace to the host.
+    fn plug(&self, netns: &Netns) -> Result<Addresses> {
+        let number = self.containers.fetch_add(1, Ordering::Relaxed).checked_add(1);
+        let n = number.context("a world has at most 255 containers")?;
         let host_link = format!("c{n}");
-        self.host.veth(&host_link, &netns, INTERFACE)?;
+        self.host.veth(&host_link, netns, INTERFACE)?;
         self.host.ip_batch(&format!(
             "addr add 10.88.{n}.1/24 dev {host_link}\n\
              addr add fd88:0:0:{n:x}::1/64 dev {host_link} nodad\n\
@@ -121,7 +147,23 @@ impl World {
         ))?;
         let v4 = Ipv4Addr::new(10, 88, n, 2);
         let v6 = Ipv6Addr::new(0xfd88, 0, 0, n.into(), 0, 0, 0, 2);
-        Ok((netns, Addresses { v4, v6, host_link }))
+        Ok(Addresses { v4, v6, host_link })
+    }
+}
+
+/// A container that nothing has run in yet.
+#[derive(Debug)]
+pub struct Newborn<'a> {
+    world: &'a World,
+    name: String,
+    /// Whose first process is still to come.
+    pub container: Container,
+}
+
+impl Drop for Newborn<'_> {
+    fn drop(&mut self) {
+        // The world's end takes the name away all the same.
+        let _ = self.world.unname_netns(&self.name);
     }
 }
 

@@ -1,6 +1,9 @@
-//! `cargo xtask demo`: builds the demo, which lives with the tests' harness, and becomes it.
+//! The programs that live with the tests' harness: built for release, and run as root.
 
-use std::{os::unix::process::CommandExt as _, process::ExitCode};
+use std::{
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -9,16 +12,22 @@ use crate::{
     setup,
 };
 
+/// `cargo xtask demo`: builds the demo and becomes it.
 pub(crate) fn run() -> Result<ExitCode> {
     setup::run(setup::Report::Changes)?;
+    let mut demo = program("dns-proxy-demo")?;
+    let error = demo.exec();
+    Err(error).with_context(|| format!("cannot run {}", demo.get_program().display()))
+}
+
+/// Builds the daemon and one of these programs.
+pub(crate) fn program(name: &str) -> Result<Command> {
     finish(&mut cargo("build --release -p dns-proxy --bin dns-proxy"))?;
-    finish(&mut cargo("build --release -p dns-proxy-tests --bin dns-proxy-demo"))?;
+    finish(&mut cargo(&format!("build --release -p dns-proxy-tests --bin {name}")))?;
 
     // Wherever cargo puts its products, this program lies in `debug`, beside `release`.
     let this = std::env::current_exe()?;
     let target =
         this.parent().and_then(|debug| debug.parent()).context("xtask lies in target/debug")?;
-    let demo = target.join("release/dns-proxy-demo");
-    let error = as_root(&demo).exec();
-    Err(error).with_context(|| format!("cannot run {}", demo.display()))
+    Ok(as_root(target.join("release").join(name)))
 }

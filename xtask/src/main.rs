@@ -33,6 +33,9 @@ enum Chore {
         /// Run the slow tests too, those marked #[ignore]
         #[arg(long)]
         full: bool,
+        /// Then let 500 fresh containers for each kind of client look a name up as their first act
+        #[arg(long)]
+        storm: bool,
         /// Given to `cargo test`, such as the name of a test, or `-- --nocapture`
         #[arg(last = true)]
         arguments: Vec<OsString>,
@@ -48,7 +51,7 @@ fn main() -> Result<ExitCode> {
         .with_context(|| format!("the workspace {} is gone", workspace.display()))?;
     match chore {
         Chore::Setup => setup::run(setup::Report::Everything).map(|()| ExitCode::SUCCESS),
-        Chore::Test { full, arguments } => test::run(full, arguments),
+        Chore::Test { full, storm, arguments } => test::run(full, storm, arguments),
         Chore::Demo => demo::run(),
     }
 }

@@ -9,12 +9,13 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    demo,
     ebpf_toolchain::command,
     run::{cargo, finish, is_root, succeeds},
     setup,
 };
 
-pub(crate) fn run(full: bool, arguments: Vec<OsString>) -> Result<ExitCode> {
+pub(crate) fn run(full: bool, storm: bool, arguments: Vec<OsString>) -> Result<ExitCode> {
     setup::run(setup::Report::Changes)?;
     let tidy = check("fmt", "fmt --all --check")?
         & check("clippy", "clippy --workspace --all-targets -- -D warnings")?;
@@ -27,7 +28,10 @@ pub(crate) fn run(full: bool, arguments: Vec<OsString>) -> Result<ExitCode> {
         // Only the test binaries run as root, not the compiler.
         tests.env(format!("CARGO_TARGET_{}_RUNNER", host_triple()?), "sudo -E");
     }
-    let Tally { passed, failed } = tally(&mut tests)?;
+    let Tally { passed, mut failed } = tally(&mut tests)?;
+    if storm && !succeeds(&mut demo::program("dns-proxy-storm")?)? {
+        failed += 1;
+    }
 
     if !tidy {
         eprintln!("format or lints are not in order, see above");

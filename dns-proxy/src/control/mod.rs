@@ -11,6 +11,7 @@ pub mod anyip;
 pub mod bpf;
 pub mod cgroup;
 pub mod mounts;
+pub mod named;
 pub mod namespace;
 pub mod netns;
 pub mod pattern;

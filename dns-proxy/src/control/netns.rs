@@ -13,7 +13,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     process,
 };
 
@@ -39,7 +39,15 @@ impl Netns {
     /// # Errors
     /// The process is gone.
     pub fn id_of(pid: u32) -> io::Result<NetnsId> {
-        Ok(NetnsId(fs::metadata(format!("/proc/{pid}/ns/net"))?.ino()))
+        Self::id_at(&of_process(pid))
+    }
+
+    /// The id of the namespace that is bound to a file.
+    ///
+    /// # Errors
+    /// The file is gone.
+    pub fn id_at(path: &Path) -> io::Result<NetnsId> {
+        Ok(NetnsId(fs::metadata(path)?.ino()))
     }
 
     /// The namespace that a process is in.
@@ -47,7 +55,7 @@ impl Netns {
     /// # Errors
     /// The process is gone, or may not be looked at (CAP_SYS_PTRACE).
     pub fn of(pid: u32) -> io::Result<Self> {
-        Self::open(Path::new(&format!("/proc/{pid}/ns/net")))
+        Self::at(&of_process(pid))
     }
 
     /// The namespaces that the threads of a process are in, nearly always one, each with a thread.
@@ -60,7 +68,11 @@ impl Netns {
         by_id(numbers_in("/proc"))
     }
 
-    fn open(path: &Path) -> io::Result<Self> {
+    /// The namespace that is bound to a file.
+    ///
+    /// # Errors
+    /// The file is gone.
+    pub fn at(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let id = NetnsId(file.metadata()?.ino());
         Ok(Self { file, id })
@@ -94,6 +106,10 @@ impl Netns {
         }
         Ok(result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
+}
+
+fn of_process(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/ns/net"))
 }
 
 /// The ids of processes or threads listed in `dir`; none if it is gone.

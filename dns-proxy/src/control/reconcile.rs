@@ -4,19 +4,21 @@ use std::{
     cell::RefCell,
     collections::{HashMap, HashSet},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process,
     sync::Arc,
     time::Duration,
 };
 
 use dns_proxy_common::{Counter, Event, Listener, Origin, Policy};
 use thiserror::Error;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::{
     bpf::{Attachment, Bpf, BpfError, Events},
     cgroup::{self, CgroupId, CgroupTree, Scope, Survey},
+    named,
     namespace::Namespace,
     netns::{Netns, NetnsId},
     watch::Watcher,
@@ -38,6 +40,14 @@ const SWEEP: Duration = Duration::from_secs(30);
 const RELEASE_AFTER: Duration = Duration::from_millis(200);
 /// How long a namespace that could not be served is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// After a change, everything is looked at again this much later: a process joins its cgroup before
+/// it enters its namespace, and a file is made before a namespace is bound to it.
+const AFTERTHOUGHTS: [Duration; 4] = [
+    Duration::from_millis(2),
+    Duration::from_millis(10),
+    Duration::from_millis(30),
+    Duration::from_millis(100),
+];
 /// Rounds of looking at the tree until nothing new is found in it.
 const SURVEY_ROUNDS: usize = 8;
 
@@ -80,7 +90,7 @@ struct Served {
     namespace: Namespace,
     listener: ListenerId,
     worker: usize,
-    /// A process that is here with a thread, or that is not of the scope but whose namespace is
+    /// A process that is in it with a thread, or that is not of the scope but whose namespace is
     /// used from there.
     held_by: Option<u32>,
     empty_since: Option<Instant>,
@@ -128,9 +138,21 @@ impl Control {
         let mut resync = interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut swept = Instant::now();
+        let mut changed_at = Instant::now();
+        let mut afterthoughts = AFTERTHOUGHTS.iter();
         loop {
+            let afterthought = afterthoughts.as_slice().first();
             tokio::select! {
-                changed = self.watcher.changed() => changed.map_err(io_error("inotify"))?,
+                changed = self.watcher.changed() => {
+                    changed.map_err(io_error("inotify"))?;
+                    changed_at = Instant::now();
+                    afterthoughts = AFTERTHOUGHTS.iter();
+                }
+                () = sleep_until(changed_at + *afterthought.unwrap_or(&RESYNC)),
+                    if afterthought.is_some() =>
+                {
+                    afterthoughts.next();
+                }
                 _ = resync.tick() => {
                     self.refresh()?;
                     if swept.elapsed() >= SWEEP {
@@ -181,12 +203,13 @@ impl Control {
             }
         };
         let inhabited = inhabited(&survey);
+        let named: HashMap<_, _> = named::list().into_iter().collect();
         // First, so that what is selected is refused rather than passed until it can be served.
         self.bpf.set_scope(&policies(&survey))?;
-        self.serve_new(&inhabited)?;
+        self.serve_new(&inhabited, &named)?;
         self.members = survey.members.iter().map(|id| id.0).collect();
         self.attach()?;
-        self.release_gone(&inhabited)
+        self.release_gone(&inhabited, &named)
     }
 
     /// Looks at the tree, again if a directory was not watched while it was looked at.
@@ -194,7 +217,8 @@ impl Control {
         let mut survey = self.tree.survey(&self.scope)?;
         for _ in 0..SURVEY_ROUNDS {
             let mut new = false;
-            for dir in &survey.watch {
+            let named = named::DIRS.iter().flat_map(|dir| Path::new(dir).ancestors().take(2));
+            for dir in survey.watch.iter().map(PathBuf::as_path).chain(named) {
                 new |= self.watcher.add(dir);
             }
             if !new {
@@ -205,11 +229,23 @@ impl Control {
         Ok(survey)
     }
 
-    fn serve_new(&mut self, inhabited: &HashMap<NetnsId, u32>) -> Result<(), ControlError> {
+    fn serve_new(
+        &mut self,
+        inhabited: &HashMap<NetnsId, u32>,
+        named: &HashMap<NetnsId, PathBuf>,
+    ) -> Result<(), ControlError> {
+        // The process may be gone meanwhile, or elsewhere; then the next round sees that.
         for (id, &pid) in inhabited {
-            // The process may be gone meanwhile, or elsewhere; then the next round sees that.
             if !self.namespaces.contains_key(id)
                 && let Ok(netns) = Netns::of(pid)
+                && netns.id() == *id
+            {
+                self.serve(netns, None)?;
+            }
+        }
+        for (id, path) in named {
+            if !self.namespaces.contains_key(id)
+                && let Ok(netns) = Netns::at(path)
                 && netns.id() == *id
             {
                 self.serve(netns, None)?;
@@ -319,10 +355,14 @@ impl Control {
     }
 
     /// An open listener would keep a dead container's namespace and its devices alive.
-    fn release_gone(&mut self, inhabited: &HashMap<NetnsId, u32>) -> Result<(), ControlError> {
+    fn release_gone(
+        &mut self,
+        inhabited: &HashMap<NetnsId, u32>,
+        named: &HashMap<NetnsId, PathBuf>,
+    ) -> Result<(), ControlError> {
         let mut gone = Vec::new();
         for (id, served) in &mut self.namespaces {
-            if inhabited.contains_key(id) || served.is_held() {
+            if inhabited.contains_key(id) || named.contains_key(id) || served.is_held() {
                 served.empty_since = None;
             } else if served.empty_since.get_or_insert_with(Instant::now).elapsed() >= RELEASE_AFTER
             {
@@ -383,9 +423,11 @@ impl Served {
     }
 }
 
-/// The namespaces that processes of the scope are in, each with one of them.
+/// The namespaces that processes of the scope are in, each with one of them; and our own, the host's,
+/// from which processes may move into the scope at any moment.
 fn inhabited(survey: &Survey) -> HashMap<NetnsId, u32> {
-    survey.pids.iter().filter_map(|&pid| Some((Netns::id_of(pid).ok()?, pid))).collect()
+    let pids = survey.pids.iter().copied().chain([process::id()]);
+    pids.filter_map(|pid| Some((Netns::id_of(pid).ok()?, pid))).collect()
 }
 
 fn policies(survey: &Survey) -> HashMap<CgroupId, Policy> {

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
-    Daemon, Stage, Zone,
-    clients::{dig, probe},
-    eventually,
+    Capture, Daemon, Stage, Zone,
+    clients::{Libc, dig, probe},
+    eventually, port53,
     process::output,
+    world::UPLINK,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -80,6 +81,38 @@ fn a_service_that_enters_a_new_namespace_is_followed_there() -> Result<()> {
     ensure!(encrypted, "never answered from the new namespace");
     // Not even the first attempts, made before the daemon knew the namespace, were seen outside.
     camera.saw_only_tls()
+}
+
+#[test]
+fn the_first_lookup_of_a_fresh_container_is_answered_and_encrypted() -> Result<()> {
+    let stage = Stage::new()?;
+    let daemon = Daemon::start(&stage.world, &stage.run_args(&[stage.world.cgroup()])?)?;
+    let uplink = Capture::on(stage.world.host(), UPLINK)?;
+    for (n, libc) in (0..20).zip([Libc::Glibc, Libc::Musl].into_iter().cycle()) {
+        let newborn = stage.world.newborn(&format!("new-{n}"))?;
+        let found = libc.resolve(&newborn.container, "example.test");
+        let found = found.with_context(|| format!("{libc:?}: {}", daemon.log().text()))?;
+        ensure!(found.contains(&Zone::Encrypted.a().into()), "{libc:?}: {found:?}");
+    }
+    ensure!(port53(&uplink.stop()?).is_empty(), "plaintext on the uplink");
+    Ok(())
+}
+
+#[test]
+fn a_process_that_moves_into_the_scope_is_encrypted_from_its_first_query() -> Result<()> {
+    let stage = Stage::new()?;
+    let scope = stage.world.cgroup().child("scope")?;
+    let _daemon = Daemon::start(&stage.world, &stage.run_args(&[&scope])?)?;
+    let uplink = Capture::on(stage.world.host(), UPLINK)?;
+    for _ in 0..20 {
+        let mut moving = stage.world.command("sh");
+        moving.args(["-c", "echo 0 > \"$0\"; exec \"$@\""]).arg(scope.dir().join("cgroup.procs"));
+        moving.arg(Libc::Glibc.program()?).arg("example.test");
+        let printed = output(&mut moving)?;
+        ensure!(printed.contains(&Zone::Encrypted.a().to_string()), "{printed}");
+    }
+    ensure!(port53(&uplink.stop()?).is_empty(), "plaintext on the uplink");
+    Ok(())
 }
 
 #[test]
