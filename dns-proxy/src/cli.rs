@@ -106,9 +106,9 @@ pub struct SharedArgs {
     #[arg(action = ArgAction::SetTrue, help_heading = "Upstream")]
     pub no_system_roots: bool,
 
-    /// What becomes of port-53 packets of the scope that the redirection could not catch, such as
-    /// those of sockets connected before: `on` refuses them, `count` only counts, `off` does not
-    /// look.
+    /// What becomes of port-53 traffic of the scope that the redirection could not catch, such as
+    /// that of sockets connected before: `on` refuses it, and breaks such connections so that their
+    /// owners connect anew; `count` only counts; `off` does not look.
     #[arg(long, value_name = "MODE", env = "DNS_PROXY_GUARD", default_value = "on")]
     pub guard: Guard,
 

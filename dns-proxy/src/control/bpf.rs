@@ -214,6 +214,11 @@ impl Bpf {
         Ok(Attachment { cgroup, _guard: guard, _links: links })
     }
 
+    /// Whether the leak guard refuses what was not redirected.
+    pub fn guards(&self) -> bool {
+        self.guard == Some(GuardMode::On)
+    }
+
     /// Makes the scope map say exactly this.
     ///
     /// # Errors

@@ -17,4 +17,5 @@ pub mod netns;
 pub mod pattern;
 pub mod reconcile;
 pub mod sockets;
+pub mod stale;
 pub mod watch;

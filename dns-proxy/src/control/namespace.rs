@@ -4,6 +4,7 @@
 //! is ever sent to a listener that is not there.
 
 use std::{
+    collections::HashSet,
     io,
     net::{Ipv4Addr, UdpSocket},
 };
@@ -15,6 +16,7 @@ use super::{
     anyip,
     netns::{self, Netns, NetnsId},
     sockets::{self, Opened},
+    stale,
 };
 use crate::datapath::worker::Sockets;
 
@@ -60,6 +62,14 @@ impl Namespace {
         let changed = families != self.listener.families;
         self.listener.families = families;
         changed
+    }
+
+    /// Breaks connections of these cgroups that are older than the redirection; how many.
+    ///
+    /// # Errors
+    /// The kernel cannot do it.
+    pub fn break_stale(&self, cgroups: &HashSet<u64>) -> io::Result<usize> {
+        self.netns.enter(|| stale::destroy(cgroups))?
     }
 
     /// Which namespace.

@@ -93,6 +93,8 @@ struct Served {
     /// A process that is in it with a thread, or that is not of the scope but whose namespace is
     /// used from there.
     held_by: Option<u32>,
+    /// Whether connections from before the redirection were looked for.
+    is_clean: bool,
     empty_since: Option<Instant>,
 }
 
@@ -207,8 +209,14 @@ impl Control {
         // First, so that what is selected is refused rather than passed until it can be served.
         self.bpf.set_scope(&policies(&survey))?;
         self.serve_new(&inhabited, &named)?;
-        self.members = survey.members.iter().map(|id| id.0).collect();
+        let members: HashSet<_> = survey.members.iter().map(|id| id.0).collect();
+        if !members.is_subset(&self.members) {
+            // Newcomers may have brought connections along.
+            self.namespaces.values_mut().for_each(|served| served.is_clean = false);
+        }
+        self.members = members;
         self.attach()?;
+        self.break_stale();
         self.release_gone(&inhabited, &named)
     }
 
@@ -342,7 +350,8 @@ impl Control {
             ipv6 = namespace.listener().families & Listener::V6 != 0,
             "namespace ready"
         );
-        let served = Served { namespace, listener, worker, held_by, empty_since: None };
+        let served =
+            Served { namespace, listener, worker, held_by, is_clean: false, empty_since: None };
         self.namespaces.insert(id, served);
         Ok(())
     }
@@ -396,6 +405,30 @@ impl Control {
         info!(cgroup = %dir.display(), "programs attached");
         self.attached = Some((dir, attachment));
         Ok(())
+    }
+
+    /// Breaks what was connected before it could be redirected.
+    fn break_stale(&mut self) {
+        if !self.bpf.guards() {
+            return; // then they may go on
+        }
+        for served in self.namespaces.values_mut().filter(|served| !served.is_clean) {
+            served.is_clean = true;
+            match served.namespace.break_stale(&self.members) {
+                Ok(0) => {}
+                Ok(broken) => {
+                    info!(netns = served.namespace.id().0, broken, "stale connections broken");
+                }
+                Err(error) => {
+                    warn!(
+                        %error,
+                        netns = served.namespace.id().0,
+                        "cannot break connections from before the redirection; \
+                         the leak guard refuses what they send"
+                    );
+                }
+            }
+        }
     }
 
     /// Frees the tokens of cgroups that are gone.

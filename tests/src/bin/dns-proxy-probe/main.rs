@@ -28,7 +28,8 @@ const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
   bound-unconnected SERVER NAME DEVICE  the same, unconnected
   unicast-if SERVER NAME DEVICE         IP_UNICAST_IF, unconnected
   pktinfo SERVER NAME DEVICE            IP_PKTINFO with an interface, unconnected
-  early SERVER NAME                   connects, waits for a line on stdin, then asks
+  early-udp SERVER NAME               connects, waits for a line on stdin, then asks
+  early-tcp SERVER NAME               the same over TCP
   tokens N                            asks N different servers in 198.18.0.0/15, without waiting
   many N CONCURRENCY SERVER SUFFIX    N names below SUFFIX, each answer checked
 SERVER is ADDRESS or ADDRESS:PORT; the port is 53 otherwise.";
@@ -83,7 +84,8 @@ fn run(args: &mut Vec<String>) -> Result<bool> {
         ["pktinfo", at, name, device] => {
             bound::unconnected(bound::How::PacketInfo, server(at)?, name, device, limit)
         }
-        ["early", at, name] => shapes::early(server(at)?, name, limit),
+        ["early-udp", at, name] => shapes::early_udp(server(at)?, name, limit),
+        ["early-tcp", at, name] => shapes::early_tcp(server(at)?, name, limit),
         ["tokens", count] => many::servers(count.parse()?),
         ["many", count, concurrency, at, suffix] => {
             many::run(count.parse()?, concurrency.parse()?, server(at)?, suffix, limit)

@@ -52,11 +52,10 @@ pub(crate) fn udp_connected(
 }
 
 /// Connects, and asks only when told to: what becomes of a socket from before the daemon.
-pub(crate) fn early(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
+pub(crate) fn early_udp(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
     let socket = udp_socket(server, limit)?;
     socket.connect(server)?;
-    println!("connected");
-    std::io::stdin().read_line(&mut String::new())?;
+    wait_for_the_word()?;
     let started = Instant::now();
     let query = query(random_id(), name, RecordType::A)?;
     socket.send(&query)?;
@@ -65,6 +64,23 @@ pub(crate) fn early(server: SocketAddr, name: &str, limit: Duration) -> Result<b
     let answer = Answer::to(&query, &buffer[..length])?;
     report(&[], &answer, started);
     Ok(is_good(&answer))
+}
+
+/// The same over TCP.
+pub(crate) fn early_tcp(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
+    let mut stream = TcpStream::connect_timeout(&server, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    wait_for_the_word()?;
+    let started = Instant::now();
+    let answer = ask_tcp(&mut stream, name)?;
+    report(&[], &answer, started);
+    Ok(is_good(&answer))
+}
+
+fn wait_for_the_word() -> Result<()> {
+    println!("connected");
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
 }
 
 pub(crate) fn udp_unconnected(
@@ -111,15 +127,19 @@ pub(crate) fn tcp(family: Family, server: SocketAddr, name: &str, limit: Duratio
     let mut stream = TcpStream::connect_timeout(&server, limit)?;
     stream.set_read_timeout(Some(limit))?;
     let peer = stream.peer_addr()?;
+    let answer = ask_tcp(&mut stream, name)?;
+    report(&[("peer", &peer)], &answer, started);
+    Ok(peer == server && is_good(&answer))
+}
+
+fn ask_tcp(stream: &mut TcpStream, name: &str) -> Result<Answer> {
     let query = query(random_id(), name, RecordType::A)?;
     stream.write_all(&frame(&query))?;
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
     let mut message = vec![0; u16::from_be_bytes(length).into()];
     stream.read_exact(&mut message)?;
-    let answer = Answer::to(&query, &message)?;
-    report(&[("peer", &peer)], &answer, started);
-    Ok(peer == server && is_good(&answer))
+    Answer::to(&query, &message)
 }
 
 pub(crate) fn peer_names(servers: &[SocketAddr], limit: Duration) -> Result<bool> {
