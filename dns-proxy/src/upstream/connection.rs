@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf},
     net::{TcpSocket, TcpStream},
     sync::{Notify, oneshot},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tracing::debug;
@@ -119,6 +119,8 @@ struct Shared {
     /// Wakes the writer.
     queued: Notify,
     pending: RefCell<HashMap<u16, Pending>>,
+    /// Wakes the watch: the server owes an answer.
+    owing: Notify,
     /// Since when the server has owed an answer without sending anything.
     owed_since: Cell<Option<Instant>>,
     last_used: Cell<Instant>,
@@ -163,6 +165,7 @@ impl Connection {
             outbox: RefCell::new(Vec::new()),
             queued: Notify::new(),
             pending: RefCell::new(HashMap::new()),
+            owing: Notify::new(),
             owed_since: Cell::new(None),
             last_used: Cell::new(Instant::now()),
             was_up: Cell::new(false),
@@ -279,6 +282,7 @@ impl Shared {
             self.last_used.set(now);
             if self.owed_since.get().is_none() {
                 self.owed_since.set(Some(now));
+                self.owing.notify_one();
             }
             let written = async {
                 writer.write_all(&batch).await?;
@@ -359,10 +363,14 @@ impl Shared {
                 }
                 continue;
             }
-            if self.last_used.get().elapsed() >= IDLE_TIMEOUT && self.pending.borrow().is_empty() {
+            let idle_at = self.last_used.get() + IDLE_TIMEOUT;
+            if Instant::now() >= idle_at {
                 return self.closed();
             }
-            sleep(self.silence_timeout / 4).await;
+            tokio::select! {
+                () = sleep_until(idle_at) => {}
+                () = self.owing.notified() => {}
+            }
         }
     }
 
