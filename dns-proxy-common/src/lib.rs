@@ -88,7 +88,7 @@ pub struct Event {
     pub netns: u64,
     /// The asking process (thread group).
     pub pid: u32,
-    /// What has not been seen: [`Event::NETNS`] or [`Event::CGROUP`].
+    /// What has not been seen: one of the constants below.
     pub unseen: u32,
 }
 
@@ -97,6 +97,8 @@ impl Event {
     pub const NETNS: u32 = 0;
     /// The cgroup is the child of an open one ([`Policy::Open`]).
     pub const CGROUP: u32 = 1;
+    /// The listener of the namespace cannot be reached in this family, or could not so far.
+    pub const FAMILY: u32 = 2;
 }
 
 /// What the leak guard does with port-53 packets of the scope that leave past the redirection.

@@ -81,6 +81,7 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     };
     let family = if addr.is_v4() { Listener::V4 } else { Listener::V6 };
     if listener.families & family == 0 {
+        announce(ctx, Event::FAMILY);
         return Err(Counter::NoFamily);
     }
     let token = token::of(&origin)?;

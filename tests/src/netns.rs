@@ -27,6 +27,13 @@ pub struct Netns {
 impl Netns {
     /// A new one, with its loopback up and IPv6 addresses usable at once.
     pub fn new() -> Result<Self> {
+        let netns = Self::bare()?;
+        netns.ip(&["link", "set", "lo", "up"])?;
+        Ok(netns)
+    }
+
+    /// A new one as the kernel makes it: its loopback is down.
+    pub fn bare() -> Result<Self> {
         let netns = on_scratch_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).context("unshare(CLONE_NEWNET): are you root?")?;
             Self::current()
@@ -35,7 +42,6 @@ impl Netns {
             netns.sysctl(&format!("net/ipv6/conf/{conf}/accept_dad"), "0")?;
             netns.sysctl(&format!("net/ipv6/conf/{conf}/router_solicitations"), "0")?;
         }
-        netns.ip(&["link", "set", "lo", "up"])?;
         Ok(netns)
     }
 

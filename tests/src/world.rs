@@ -97,9 +97,10 @@ impl World {
     /// Makes a container as runtimes do, up to the moment before its first process starts: a named
     /// namespace, plugged in, and a cgroup.
     pub fn newborn(&self, name: &str) -> Result<Newborn<'_>> {
-        let netns = Netns::new()?;
+        let netns = Netns::bare()?;
         self.name_netns(&netns, name)?;
         let addresses = self.plug(&netns)?;
+        netns.ip(&["link", "set", "lo", "up"])?;
         let cgroup = self.cgroup.child(name)?;
         let container = Container::empty(cgroup, Mounts::new(RESOLV_CONF)?, netns, addresses);
         Ok(Newborn { world: self, name: name.to_owned(), container })

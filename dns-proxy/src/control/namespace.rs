@@ -72,6 +72,11 @@ impl Namespace {
         self.netns.enter(|| stale::destroy(cgroups))?
     }
 
+    /// Every family that there are sockets for can be reached.
+    pub fn is_complete(&self) -> bool {
+        self.listener.families == self.families
+    }
+
     /// Which namespace.
     pub fn id(&self) -> NetnsId {
         self.netns.id()

@@ -156,7 +156,7 @@ impl Control {
                     afterthoughts.next();
                 }
                 _ = resync.tick() => {
-                    self.refresh()?;
+                    self.refresh(|_| true);
                     if swept.elapsed() >= SWEEP {
                         swept = Instant::now();
                         self.sweep()?;
@@ -164,7 +164,7 @@ impl Control {
                 }
                 events = self.events.next() => {
                     let events = events.map_err(io_error("eBPF ring buffer"))?;
-                    if !self.meet(&events)? {
+                    if !self.meet(&events) {
                         continue;
                     }
                 }
@@ -208,7 +208,9 @@ impl Control {
         let named: HashMap<_, _> = named::list().into_iter().collect();
         // First, so that what is selected is refused rather than passed until it can be served.
         self.bpf.set_scope(&policies(&survey))?;
-        self.serve_new(&inhabited, &named)?;
+        self.serve_new(&inhabited, &named);
+        // A namespace is often made long before its `lo` comes up.
+        self.refresh(|namespace| !namespace.is_complete());
         let members: HashSet<_> = survey.members.iter().map(|id| id.0).collect();
         if !members.is_subset(&self.members) {
             // Newcomers may have brought connections along.
@@ -237,18 +239,14 @@ impl Control {
         Ok(survey)
     }
 
-    fn serve_new(
-        &mut self,
-        inhabited: &HashMap<NetnsId, u32>,
-        named: &HashMap<NetnsId, PathBuf>,
-    ) -> Result<(), ControlError> {
+    fn serve_new(&mut self, inhabited: &HashMap<NetnsId, u32>, named: &HashMap<NetnsId, PathBuf>) {
         // The process may be gone meanwhile, or elsewhere; then the next round sees that.
         for (id, &pid) in inhabited {
             if !self.namespaces.contains_key(id)
                 && let Ok(netns) = Netns::of(pid)
                 && netns.id() == *id
             {
-                self.serve(netns, None)?;
+                self.serve(netns, None);
             }
         }
         for (id, path) in named {
@@ -256,25 +254,26 @@ impl Control {
                 && let Ok(netns) = Netns::at(path)
                 && netns.id() == *id
             {
-                self.serve(netns, None)?;
+                self.serve(netns, None);
             }
         }
-        Ok(())
     }
 
-    /// Looks again what is reachable inside the namespaces.
-    fn refresh(&mut self) -> Result<(), ControlError> {
-        for served in self.namespaces.values_mut() {
-            if served.namespace.refresh() {
-                self.bpf.set_ready(served.namespace.cookie(), served.namespace.listener())?;
+    /// Looks again what is reachable inside these namespaces.
+    fn refresh(&mut self, which: impl Fn(&Namespace) -> bool) {
+        for served in self.namespaces.values_mut().filter(|served| which(&served.namespace)) {
+            if served.namespace.refresh()
+                && let Err(error) =
+                    self.bpf.set_ready(served.namespace.cookie(), served.namespace.listener())
+            {
+                warn!(%error, netns = served.namespace.id().0, "cannot say what is reachable");
             }
         }
-        Ok(())
     }
 
     /// Queries that were refused because nobody had seen their cgroup or namespace. `true` if the
     /// tree must be looked at.
-    fn meet(&mut self, events: &[Event]) -> Result<bool, ControlError> {
+    fn meet(&mut self, events: &[Event]) -> bool {
         // Whoever is refused tries again, and again.
         let unseen: HashMap<_, _> =
             events.iter().map(|event| ((event.unseen, event.netns), event)).collect();
@@ -284,57 +283,58 @@ impl Control {
                 control.namespaces.values().any(|served| served.namespace.cookie() == *cookie)
             };
             for (id, thread) in Netns::of_threads(event.pid) {
-                self.serve_found(id, thread, None)?;
+                self.serve_found(id, thread, None);
             }
             // A socket may outlive its maker's stay in a namespace: dockerd makes some in each
             // container's. Somebody else is there, then.
             if !known(self) {
                 for (id, process) in Netns::of_all() {
-                    self.serve_found(id, process, Some(*cookie))?;
+                    self.serve_found(id, process, Some(*cookie));
                 }
             }
         }
-        Ok(unseen.keys().any(|(kind, _)| *kind == Event::CGROUP))
+        unseen.keys().any(|(kind, _)| *kind != Event::NETNS)
     }
 
     /// Serves the namespace that `pid` is in, if it is new and, where one is given, has the cookie.
-    fn serve_found(
-        &mut self,
-        id: NetnsId,
-        pid: u32,
-        cookie: Option<u64>,
-    ) -> Result<(), ControlError> {
-        if self.namespaces.contains_key(&id) {
-            return Ok(());
+    fn serve_found(&mut self, id: NetnsId, pid: u32, cookie: Option<u64>) {
+        // The process may be gone meanwhile.
+        if !self.namespaces.contains_key(&id)
+            && let Ok(netns) = Netns::of(pid)
+            && cookie.is_none_or(|cookie| netns.cookie().is_ok_and(|own| own == cookie))
+        {
+            self.serve(netns, Some(pid));
         }
-        let Ok(netns) = Netns::of(pid) else {
-            return Ok(()); // gone meanwhile
-        };
-        let wanted = cookie.is_none_or(|cookie| netns.cookie().is_ok_and(|own| own == cookie));
-        if wanted { self.serve(netns, Some(pid)) } else { Ok(()) }
     }
 
     /// Puts a namespace in service. One that cannot be served stays refused; the rest go on.
-    fn serve(&mut self, netns: Netns, held_by: Option<u32>) -> Result<(), ControlError> {
+    fn serve(&mut self, netns: Netns, held_by: Option<u32>) {
         let id = netns.id();
         if self.unservable.get(&id).is_some_and(|at| at.elapsed() < RETRY_AFTER) {
-            return Ok(());
+            return;
         }
-        let opened = Namespace::open(netns).and_then(|(namespace, sockets)| {
-            // With `/` as the scope our own answers are looked at too.
-            let exempt = self.bpf.exempt();
-            sockets.descriptors().try_for_each(|socket| exempt.exempt(socket))?;
-            Ok((namespace, sockets))
-        });
-        let (namespace, sockets) = match opened {
-            Ok(opened) => opened,
+        match self.put_in_service(netns, held_by) {
+            Ok(served) => {
+                self.namespaces.insert(id, served);
+            }
             Err(error) => {
                 warn!(%error, netns = id.0, "cannot serve this namespace; its DNS is refused");
                 self.unservable.retain(|_, at| at.elapsed() < RETRY_AFTER);
                 self.unservable.insert(id, Instant::now());
-                return Ok(());
             }
-        };
+        }
+    }
+
+    fn put_in_service(
+        &mut self,
+        netns: Netns,
+        held_by: Option<u32>,
+    ) -> Result<Served, ControlError> {
+        let (namespace, sockets) = Namespace::open(netns).map_err(io_error("listeners"))?;
+        // With `/` as the scope our own answers are looked at too.
+        let exempt = self.bpf.exempt();
+        let exempted = sockets.descriptors().try_for_each(|socket| exempt.exempt(socket));
+        exempted.map_err(io_error("socket storage"))?;
         let cookie = namespace.cookie();
         let listener = ListenerId(self.next_listener);
         self.next_listener += 1;
@@ -343,17 +343,16 @@ impl Control {
         let room = Room::Datagram { path: u16::MAX };
         let gate = Gate::namespace(cookie, self.bpf.origins());
         self.workers[worker].serve(listener, sockets, gate, room);
-        self.bpf.set_ready(cookie, namespace.listener())?;
+        self.bpf
+            .set_ready(cookie, namespace.listener())
+            .inspect_err(|_| self.workers[worker].release(listener))?;
         info!(
-            netns = id.0,
+            netns = namespace.id().0,
             port = namespace.port(),
             ipv6 = namespace.listener().families & Listener::V6 != 0,
             "namespace ready"
         );
-        let served =
-            Served { namespace, listener, worker, held_by, is_clean: false, empty_since: None };
-        self.namespaces.insert(id, served);
-        Ok(())
+        Ok(Served { namespace, listener, worker, held_by, is_clean: false, empty_since: None })
     }
 
     /// A namespace is served by one worker: its sockets need no copies, and workers share nothing.
@@ -401,10 +400,19 @@ impl Control {
             return Ok(());
         }
         let dir = self.tree.common_ancestor(&self.scope);
-        let attachment = self.bpf.attach(&dir)?;
-        info!(cgroup = %dir.display(), "programs attached");
-        self.attached = Some((dir, attachment));
-        Ok(())
+        match self.bpf.attach(&dir) {
+            Ok(attachment) => {
+                info!(cgroup = %dir.display(), "programs attached");
+                self.attached = Some((dir, attachment));
+                Ok(())
+            }
+            // It may have gone in this very moment; the next round finds another.
+            Err(error) if self.attached.is_some() => {
+                warn!(%error, "cannot attach; trying again");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Breaks what was connected before it could be redirected.

@@ -50,7 +50,7 @@ fn many_queries_share_one_connection_and_do_not_wait_for_each_other() -> Result<
 fn a_slow_answer_does_not_hold_up_a_quick_one() -> Result<()> {
     let setting = Setting::new()?;
     let (slow, quick) = (setting.place.udp()?, setting.place.udp()?);
-    slow.send(&query(7, "slow-300.example.test", A, &[]))?;
+    slow.send(&query(7, "slow-1300.example.test", A, &[]))?;
     ensure!(eventually(LIMIT, || setting.upstream.journal().in_flight == 1));
     quick.resolve("quick.example.test")?;
     ensure!(setting.upstream.journal().in_flight == 1, "the slow one was answered first");

@@ -1,7 +1,7 @@
 //! Whoever is not meant to use the proxy cannot.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use dns_proxy_tests::{
     Container, Daemon, Netns, Stage, Zone,
     clients::dig,
-    wire::{query, random_id},
+    wire::{frame, query, random_id},
 };
 use hickory_proto::rr::RecordType;
 
@@ -45,9 +45,17 @@ fn answers_udp(from: &Netns, to: SocketAddr) -> Result<bool> {
     })?
 }
 
-/// Whether a TCP connection comes about.
-fn accepts_tcp(from: &Netns, to: SocketAddr) -> Result<bool> {
-    from.run(move || TcpStream::connect_timeout(&to, WAIT).is_ok())
+/// Whether a query over TCP gets an answer.
+fn answers_tcp(from: &Netns, to: SocketAddr) -> Result<bool> {
+    from.run(move || -> Result<bool> {
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, WAIT) else {
+            return Ok(false);
+        };
+        stream.set_read_timeout(Some(WAIT))?;
+        // A listener that lets nobody in closes, at once or a moment later.
+        let query = frame(&query(random_id(), "example.test", RecordType::A)?);
+        Ok(stream.write_all(&query).and_then(|()| stream.read_exact(&mut [0; 2])).is_ok())
+    })?
 }
 
 #[test]
@@ -84,7 +92,7 @@ fn neighbours_cannot_reach_the_listener() -> Result<()> {
         let to = SocketAddr::new(target, port);
         for (who, from) in [("a neighbour", neighbour.netns()), ("the host", stage.world.host())] {
             ensure!(!answers_udp(from, to)?, "{who} got an answer from {to} over UDP");
-            ensure!(!accepts_tcp(from, to)?, "{who} got a connection to {to}");
+            ensure!(!answers_tcp(from, to)?, "{who} got an answer from {to} over TCP");
         }
     }
     ensure!(stage.upstream.journal().queries.len() == 2, "nothing more went upstream");
@@ -106,6 +114,7 @@ fn addresses_that_are_nobodys_token_get_no_answer() -> Result<()> {
     // Tokens are numbered from 1 in the order of first use.
     let token = |n: u8| SocketAddr::new(Ipv4Addr::new(127, 64, 0, n).into(), port);
     ensure!(answers_udp(container.netns(), token(1))?, "its own token works");
+    ensure!(answers_tcp(container.netns(), token(1))?, "its own token works over TCP");
     for (what, to) in [
         ("the other namespace's token", token(2)),
         ("a token that was never given out", token(3)),
@@ -113,6 +122,7 @@ fn addresses_that_are_nobodys_token_get_no_answer() -> Result<()> {
         ("the container's own address", SocketAddr::new(container.addresses().v4.into(), port)),
     ] {
         ensure!(!answers_udp(container.netns(), to)?, "{what} was answered");
+        ensure!(!answers_tcp(container.netns(), to)?, "{what} was answered over TCP");
     }
     Ok(())
 }
