@@ -53,7 +53,8 @@ fn a_slow_answer_does_not_hold_up_a_quick_one() -> Result<()> {
     slow.send(&query(7, "slow-1300.example.test", A, &[]))?;
     ensure!(eventually(LIMIT, || setting.upstream.journal().in_flight == 1));
     quick.resolve("quick.example.test")?;
-    ensure!(setting.upstream.journal().in_flight == 1, "the slow one was answered first");
+    // Or two, if the server has not yet noted that it answered the quick one.
+    ensure!(setting.upstream.journal().in_flight >= 1, "the slow one was answered first");
     ensure!(Summary::of(&slow.receive()?)?.answers == 1);
     Ok(())
 }
