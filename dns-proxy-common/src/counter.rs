@@ -29,7 +29,7 @@ pub enum Counter {
     NotReady,
     /// Refused: the namespace has no listener of that family.
     NoFamily,
-    /// Refused: the socket is bound to a device, from which a token could not be reached.
+    /// Refused: the socket is bound to a device by which no token can be reached (yet).
     DeviceBound,
     /// Refused: a transport on which no listener answers (UDP-Lite, RFC 3828).
     Transport,

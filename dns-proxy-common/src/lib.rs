@@ -22,6 +22,9 @@ pub const DNS_PORT: u16 = 53;
 /// The most network namespaces that can be served at once.
 pub const MAX_NAMESPACES: usize = 16_384;
 
+/// The most [`Device`]s at once; more are refused as if they had no route.
+pub const MAX_DEVICES: usize = 65_536;
+
 /// The most cgroups that the scope may name; what is below a named one needs no entry.
 pub const MAX_SCOPE: usize = 65_536;
 
@@ -61,6 +64,18 @@ impl Listener {
     pub const V4: u16 = 1;
     /// It serves IPv6 tokens, and the route to them exists.
     pub const V6: u16 = 2;
+}
+
+/// A device by which a family's tokens can be reached: the route exists. No entry: it may not.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Device {
+    /// Cookie of its network namespace.
+    pub netns: u64,
+    /// Its index there.
+    pub index: u32,
+    /// [`Listener::V4`] or [`Listener::V6`].
+    pub family: u32,
 }
 
 /// What the scope says of a cgroup. No entry: as the parent.
@@ -120,12 +135,15 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Listener {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::Device {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::Event {}
 }
 
 const _: () = {
     assert!(size_of::<Origin>() == 32 && align_of::<Origin>() == 8);
     assert!(size_of::<Listener>() == 4);
+    assert!(size_of::<Device>() == 16 && align_of::<Device>() == 8);
     assert!(size_of::<Event>() == 24);
     assert!(size_of::<Token>() == 4);
 };
@@ -143,6 +161,9 @@ mod tests {
         assert_eq!(offset_of!(Origin, addr), 16);
         assert_eq!(offset_of!(Listener, port_be), 0);
         assert_eq!(offset_of!(Listener, families), 2);
+        assert_eq!(offset_of!(Device, netns), 0);
+        assert_eq!(offset_of!(Device, index), 8);
+        assert_eq!(offset_of!(Device, family), 12);
         assert_eq!(offset_of!(Event, cgroup), 0);
         assert_eq!(offset_of!(Event, netns), 8);
         assert_eq!(offset_of!(Event, pid), 16);

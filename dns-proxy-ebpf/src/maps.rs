@@ -5,7 +5,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use dns_proxy_common::{
-    Counter, EVENTS_BYTES, Event, Listener, MAX_NAMESPACES, MAX_SCOPE, MAX_TOKENS, Origin,
+    Counter, Device, EVENTS_BYTES, Event, Listener, MAX_DEVICES, MAX_NAMESPACES, MAX_SCOPE,
+    MAX_TOKENS, Origin,
 };
 
 /// `BPF_F_NO_PREALLOC`: memory is taken when an entry is, so that the bounds cost nothing.
@@ -19,6 +20,11 @@ pub(crate) static SCOPE: HashMap<u64, u32, MAX_SCOPE, NO_PREALLOC> = HashMap::ne
 /// place, and removed before anything there goes.
 #[btf_map]
 pub(crate) static READY: HashMap<u64, Listener, MAX_NAMESPACES, NO_PREALLOC> = HashMap::new();
+
+/// The devices by which tokens can be reached; an entry is written by the daemon once the route
+/// exists, and removed before it goes.
+#[btf_map]
+pub(crate) static DEVICES: HashMap<Device, u8, MAX_DEVICES, NO_PREALLOC> = HashMap::new();
 
 /// The daemon's own sockets, never redirected. Set by the daemon by file descriptor, so that no
 /// application can forge it, which it could with a mark.

@@ -4,10 +4,10 @@ use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_get_current_cgroup_id, programs::SockAddrContext,
 };
 use aya_log_ebpf::debug;
-use dns_proxy_common::{Counter, DNS_PORT, Event, Listener, Origin};
+use dns_proxy_common::{Counter, DNS_PORT, Device, Event, Listener, Origin};
 
 use crate::{
-    maps::{self, EVENTS, EXEMPT, READY},
+    maps::{self, DEVICES, EVENTS, EXEMPT, READY},
     scope,
     sock_addr::{self, Sockaddr},
     token,
@@ -63,11 +63,6 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     if !answered {
         return Err(Counter::Transport);
     }
-    // Out of a device a token would leave the host in clear.
-    if !matches!(sock_addr::bound_device(ctx), 0 | LOOPBACK) {
-        return Err(Counter::DeviceBound);
-    }
-
     let origin = Origin {
         // SAFETY: the helper takes nothing (4.18).
         cgroup: unsafe { bpf_get_current_cgroup_id() },
@@ -83,6 +78,15 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     if listener.families & family == 0 {
         announce(ctx, Event::FAMILY);
         return Err(Counter::NoFamily);
+    }
+    // Without a route of its own a token would leave the host by the device, in clear.
+    let index = sock_addr::bound_device(ctx);
+    if !matches!(index, 0 | LOOPBACK) {
+        let device = Device { netns: origin.netns, index, family: u32::from(family) };
+        // SAFETY: the value is one octet, only looked at for presence.
+        if unsafe { DEVICES.get(device) }.is_none() {
+            return Err(Counter::DeviceBound);
+        }
     }
     let token = token::of(&origin)?;
     A::set_addr(ctx, addr.token_beside(token));
