@@ -21,7 +21,9 @@ use aya::{
     },
 };
 use aya_log::EbpfLogger;
-use dns_proxy_common::{Counter, Event, GuardMode, Listener, MAX_TOKENS, Origin, Policy, Token};
+use dns_proxy_common::{
+    Counter, Device, Event, GuardMode, Listener, MAX_TOKENS, Origin, Policy, Token,
+};
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 
@@ -94,6 +96,7 @@ pub struct Bpf {
     guard: Option<GuardMode>,
     scope: HashMap<MapData, u64, u32>,
     ready: HashMap<MapData, u64, Listener>,
+    devices: HashMap<MapData, Device, u8>,
     counters: PerCpuArray<MapData, u64>,
     tokens: Arc<TokenMaps>,
     exempt: Arc<ExemptMap>,
@@ -176,6 +179,7 @@ impl Bpf {
         let bpf = Self {
             scope: take!(ebpf, "SCOPE"),
             ready: take!(ebpf, "READY"),
+            devices: take!(ebpf, "DEVICES"),
             counters: take!(ebpf, "COUNTERS"),
             tokens: Arc::new(TokenMaps { maps: Mutex::new(tokens), generation: AtomicU64::new(0) }),
             exempt: Arc::new(ExemptMap(Mutex::new(take!(ebpf, "EXEMPT")))),
@@ -255,6 +259,25 @@ impl Bpf {
     pub fn clear_ready(&mut self, netns: u64) -> Result<(), BpfError> {
         absent_is_fine(self.ready.remove(&netns))
             .map_err(|source| BpfError::Map { name: "READY", source })
+    }
+
+    /// Lets sockets that are bound to a device be redirected. Call it once the route exists.
+    ///
+    /// # Errors
+    /// More devices than the map holds.
+    pub fn set_device(&mut self, device: Device) -> Result<(), BpfError> {
+        self.devices
+            .insert(device, 1, 0)
+            .map_err(|source| BpfError::Map { name: "DEVICES", source })
+    }
+
+    /// Refuses sockets that are bound to a device. Call it before the route goes.
+    ///
+    /// # Errors
+    /// The kernel refused; they are then still redirected.
+    pub fn clear_device(&mut self, device: &Device) -> Result<(), BpfError> {
+        absent_is_fine(self.devices.remove(device))
+            .map_err(|source| BpfError::Map { name: "DEVICES", source })
     }
 
     /// Frees the tokens of which `dead` says that nobody can use them any more.

@@ -10,9 +10,11 @@
 pub mod anyip;
 pub mod bpf;
 pub mod cgroup;
+pub mod device_routes;
 pub mod mounts;
 pub mod named;
 pub mod namespace;
+pub mod netlink;
 pub mod netns;
 pub mod pattern;
 pub mod reconcile;

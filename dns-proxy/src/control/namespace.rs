@@ -1,64 +1,85 @@
-//! One network namespace in service: its listeners, its route, its place in the ready map.
+//! One network namespace in service: its listeners, its routes, its place in the ready map.
 //!
-//! Order matters. Going up: sockets, route, worker, ready. Going down: ready, worker, route. Nobody
-//! is ever sent to a listener that is not there.
+//! Order matters. Going up: sockets, routes, worker, ready. Going down: ready, worker, routes.
+//! Nobody is ever sent to a listener that is not there.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     io,
-    net::{Ipv4Addr, UdpSocket},
+    task::{Context, Poll},
 };
 
-use dns_proxy_common::{Listener, Token};
+use dns_proxy_common::{Device, Listener};
 use tracing::debug;
 
 use super::{
     anyip,
+    device_routes::{self, Plan},
+    netlink::{Changes, Monitor, Netlink},
     netns::{self, Netns, NetnsId},
     sockets::{self, Opened},
     stale,
 };
 use crate::datapath::worker::Sockets;
 
-/// What is set up inside one namespace. Dropping it removes the route; the sockets belong to a
+/// What is set up inside one namespace. Dropping it removes the routes; the sockets belong to a
 /// worker by then.
 #[derive(Debug)]
 pub struct Namespace {
     netns: Netns,
     cookie: u64,
+    netlink: Netlink,
+    changes: Changes,
     /// What the kernel may use now.
     listener: Listener,
     /// What there are sockets for.
     families: u16,
+    /// The devices that the kernel programs know to have a route.
+    devices: BTreeSet<Device>,
+}
+
+/// What is about to change of the routes by device.
+#[derive(Debug)]
+pub struct DeviceChange {
+    plan: Plan,
+    /// Devices that have no route any more, or will not for a moment.
+    pub gone: Vec<Device>,
 }
 
 impl Namespace {
-    /// Opens the listeners inside and adds the route.
+    /// Opens the listeners inside and adds the routes over `lo`.
     ///
     /// # Errors
     /// The namespace cannot be entered, or has no free port.
     pub fn open(netns: Netns) -> io::Result<(Self, Sockets)> {
-        let Opened { sockets, listener } = netns.enter(sockets::open_in_namespace)??;
+        let (opened, netlink, monitor) = netns.enter(|| {
+            let opened = sockets::open_in_namespace()?;
+            io::Result::Ok((opened, Netlink::open()?, Monitor::open()?))
+        })??;
+        let Opened { sockets, listener } = opened;
         let any = sockets.udp.first().ok_or(io::ErrorKind::Unsupported)?;
         let cookie = netns::cookie(any)?;
+        let changes = monitor.watch()?;
         let families = listener.families;
         let listener = Listener { families: 0, ..listener };
-        let mut namespace = Self { netns, cookie, listener, families };
+        let devices = BTreeSet::new();
+        let mut namespace = Self { netns, cookie, netlink, changes, listener, families, devices };
         namespace.refresh();
         Ok((namespace, sockets))
     }
 
     /// Looks which tokens can be reached inside, now that `lo` may have come up or gone down, which
-    /// takes the IPv6 route along. `true` if the ready map must hear of it.
+    /// takes the routes along. `true` if the ready map must hear of it.
     pub fn refresh(&mut self) -> bool {
         let port = self.port();
-        let reachable = self.netns.enter(|| {
-            let v4 = UdpSocket::bind((Ipv4Addr::from(Token(1).v4()), 0)).map(|_| Listener::V4);
-            let v6 = anyip::add(port).map(|()| Listener::V6);
-            [v4, v6].map(|family| family.inspect_err(|error| debug!(%error, "no tokens")))
-        });
-        let reachable = reachable.into_iter().flatten().flatten();
-        let families = self.families & reachable.fold(0, |families, family| families | family);
+        let mut reachable = 0;
+        for (family, source) in [(Listener::V4, anyip::V4), (Listener::V6, anyip::V6)] {
+            match anyip::add(&mut self.netlink, port, source) {
+                Ok(()) => reachable |= family,
+                Err(error) => debug!(%error, "no tokens"),
+            }
+        }
+        let families = self.families & reachable;
         let changed = families != self.listener.families;
         self.listener.families = families;
         changed
@@ -75,6 +96,53 @@ impl Namespace {
     /// Every family that there are sockets for can be reached.
     pub fn is_complete(&self) -> bool {
         self.listener.families == self.families
+    }
+
+    /// Ready when its links or addresses have changed.
+    pub fn poll_changed(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.changes.poll(context)
+    }
+
+    /// Looks what must change of the routes by device. The kernel programs must know of what is
+    /// `gone` before [`Namespace::apply`].
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn plan_devices(&mut self) -> io::Result<DeviceChange> {
+        let (links, addresses) = (self.netlink.links()?, self.netlink.addresses()?);
+        let plan = Plan::new(self.port(), &links, &addresses, &self.netlink.token_routes()?);
+        let stay =
+            plan.keep.iter().map(|route| device_routes::device(self.cookie, route)).collect();
+        let gone = self.devices.difference(&stay).copied().collect();
+        Ok(DeviceChange { plan, gone })
+    }
+
+    /// Makes it so, and says which devices the kernel programs may use from now on.
+    pub fn apply(&mut self, change: &DeviceChange) -> Vec<Device> {
+        let DeviceChange { plan, gone } = change;
+        self.devices.retain(|device| !gone.contains(device));
+        for route in &plan.remove {
+            if let Err(error) = self.netlink.remove(route) {
+                debug!(%error, ?route, "not removed");
+            }
+        }
+        let added = plan.add.iter().filter(|route| match self.netlink.add(route) {
+            Ok(()) => true,
+            Err(error) => {
+                debug!(%error, ?route, "not added");
+                false
+            }
+        });
+        let usable: BTreeSet<_> =
+            plan.keep.iter().chain(added).map(|r| device_routes::device(self.cookie, r)).collect();
+        let new = usable.difference(&self.devices).copied().collect();
+        self.devices = usable;
+        new
+    }
+
+    /// The devices that the kernel programs know.
+    pub fn devices(&self) -> &BTreeSet<Device> {
+        &self.devices
     }
 
     /// Which namespace.
@@ -100,10 +168,19 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if self.listener.families & Listener::V6 != 0 {
-            let port = self.port();
-            if let Err(error) = self.netns.enter(|| anyip::remove(port)).flatten() {
-                debug!(%error, netns = self.netns.id().0, "IPv6 route not removed");
+        let port = self.port();
+        let present = self.netlink.token_routes().unwrap_or_default();
+        // Without links nothing is wanted.
+        for route in Plan::new(port, &[], &[], &present).remove {
+            if let Err(error) = self.netlink.remove(&route) {
+                debug!(%error, ?route, netns = self.netns.id().0, "not removed");
+            }
+        }
+        for (family, source) in [(Listener::V4, anyip::V4), (Listener::V6, anyip::V6)] {
+            if self.listener.families & family != 0
+                && let Err(error) = anyip::remove(&mut self.netlink, port, source)
+            {
+                debug!(%error, netns = self.netns.id().0, "route not removed");
             }
         }
     }

@@ -3,10 +3,12 @@
 use std::{
     cell::RefCell,
     collections::{HashMap, HashSet},
+    future::poll_fn,
     io,
     path::{Path, PathBuf},
     process,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -160,6 +162,9 @@ impl Control {
                     if swept.elapsed() >= SWEEP {
                         swept = Instant::now();
                         self.sweep()?;
+                        // Somebody may have removed a route, which the monitors do not tell.
+                        let all: Vec<_> = self.namespaces.keys().copied().collect();
+                        all.into_iter().for_each(|id| self.follow(id));
                     }
                 }
                 events = self.events.next() => {
@@ -167,6 +172,10 @@ impl Control {
                     if !self.meet(&events) {
                         continue;
                     }
+                }
+                changed = changed(&self.namespaces) => {
+                    changed.into_iter().for_each(|id| self.follow(id));
+                    continue;
                 }
             }
             self.sync()?;
@@ -262,12 +271,15 @@ impl Control {
     /// Looks again what is reachable inside these namespaces.
     fn refresh(&mut self, which: impl Fn(&Namespace) -> bool) {
         for served in self.namespaces.values_mut().filter(|served| which(&served.namespace)) {
-            if served.namespace.refresh()
-                && let Err(error) =
-                    self.bpf.set_ready(served.namespace.cookie(), served.namespace.listener())
-            {
-                warn!(%error, netns = served.namespace.id().0, "cannot say what is reachable");
-            }
+            refresh(&mut self.bpf, &mut served.namespace);
+        }
+    }
+
+    /// Links or addresses of a namespace have changed.
+    fn follow(&mut self, id: NetnsId) {
+        if let Some(served) = self.namespaces.get_mut(&id) {
+            refresh(&mut self.bpf, &mut served.namespace);
+            route_devices(&mut self.bpf, &mut served.namespace);
         }
     }
 
@@ -330,7 +342,7 @@ impl Control {
         netns: Netns,
         held_by: Option<u32>,
     ) -> Result<Served, ControlError> {
-        let (namespace, sockets) = Namespace::open(netns).map_err(io_error("listeners"))?;
+        let (mut namespace, sockets) = Namespace::open(netns).map_err(io_error("listeners"))?;
         // With `/` as the scope our own answers are looked at too.
         let exempt = self.bpf.exempt();
         let exempted = sockets.descriptors().try_for_each(|socket| exempt.exempt(socket));
@@ -343,6 +355,7 @@ impl Control {
         let room = Room::Datagram { path: u16::MAX };
         let gate = Gate::namespace(cookie, self.bpf.origins());
         self.workers[worker].serve(listener, sockets, gate, room);
+        route_devices(&mut self.bpf, &mut namespace);
         self.bpf
             .set_ready(cookie, namespace.listener())
             .inspect_err(|_| self.workers[worker].release(listener))?;
@@ -386,6 +399,9 @@ impl Control {
         };
         let cookie = served.namespace.cookie();
         self.bpf.clear_ready(cookie)?;
+        for device in served.namespace.devices() {
+            self.bpf.clear_device(device)?;
+        }
         self.workers[served.worker].release(served.listener);
         let tokens = self.bpf.reclaim(|origin| origin.netns == cookie)?;
         info!(netns = id.0, tokens, "namespace released");
@@ -461,6 +477,51 @@ impl Served {
     fn is_held(&self) -> bool {
         let id = self.namespace.id();
         self.held_by.is_some_and(|pid| Netns::id_of(pid).is_ok_and(|now| now == id))
+    }
+}
+
+/// Waits until links or addresses change in some of the namespaces.
+async fn changed(namespaces: &HashMap<NetnsId, Served>) -> Vec<NetnsId> {
+    poll_fn(|context| {
+        let changed: Vec<_> = namespaces
+            .iter()
+            .filter(|(_, served)| served.namespace.poll_changed(context).is_ready())
+            .map(|(id, _)| *id)
+            .collect();
+        if changed.is_empty() { Poll::Pending } else { Poll::Ready(changed) }
+    })
+    .await
+}
+
+fn refresh(bpf: &mut Bpf, namespace: &mut Namespace) {
+    if namespace.refresh()
+        && let Err(error) = bpf.set_ready(namespace.cookie(), namespace.listener())
+    {
+        warn!(%error, netns = namespace.id().0, "cannot say what is reachable");
+    }
+}
+
+/// Brings the routes by device up to date: an entry of the map goes before its route does, and comes
+/// after it.
+fn route_devices(bpf: &mut Bpf, namespace: &mut Namespace) {
+    let netns = namespace.id().0;
+    let change = match namespace.plan_devices() {
+        Ok(change) => change,
+        Err(error) => {
+            warn!(%error, netns, "cannot list interfaces; sockets bound to new ones are refused");
+            return;
+        }
+    };
+    for device in &change.gone {
+        if let Err(error) = bpf.clear_device(device) {
+            warn!(%error, netns, device = device.index, "the guard must stop sockets bound to it");
+        }
+    }
+    for device in namespace.apply(&change) {
+        debug!(netns, ?device, "device routed");
+        if let Err(error) = bpf.set_device(device) {
+            warn!(%error, netns, device = device.index, "sockets bound to it are refused");
+        }
     }
 }
 
