@@ -98,10 +98,13 @@ fn check_nothing_leaves(container: &Container, stage: &Stage, args: &[&str]) -> 
 }
 
 #[test]
-fn device_bound_sockets_leak_nothing() -> Result<()> {
+fn device_bound_sockets_leak_nothing_if_somebody_takes_their_routes_away() -> Result<()> {
     let stage = Stage::new()?;
     let container = stage.world.container("app")?;
     let _daemon = stage.daemon(&[&container])?;
+    for family in ["-4", "-6"] {
+        container.netns().ip(&[family, "route", "flush", "table", "local", "dev", INTERFACE])?;
+    }
     for shape in ["bound-connected", "bound-unconnected", "unicast-if", "pktinfo"] {
         for server in ["8.8.8.8", "2001:4860:4860::8888"] {
             check_nothing_leaves(&container, &stage, &[shape, server, NAME, INTERFACE])?;

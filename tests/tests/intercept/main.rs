@@ -2,6 +2,7 @@
 //! only, and it notices nothing.
 
 mod clients;
+mod device;
 mod guard;
 mod scope;
 mod shapes;

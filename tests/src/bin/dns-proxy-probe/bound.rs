@@ -2,7 +2,7 @@
 
 use std::{
     io::IoSlice,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
@@ -14,11 +14,14 @@ use nix::{
     libc,
     net::if_::if_nametoindex,
     sys::socket::{
-        ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt::BindToDevice,
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, connect,
+        sendmsg, setsockopt, socket,
+        sockopt::{BindToDevice, ReceiveTimeout, SendTimeout},
     },
+    sys::time::{TimeVal, TimeValLike},
 };
 
-use crate::shapes::{is_good, report, udp_socket};
+use crate::shapes::{ask_tcp, is_good, report, udp_socket};
 
 /// How an unconnected socket names its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,22 @@ pub(crate) fn connected(
     let query = query(random_id(), name, RecordType::A)?;
     socket.send(&query)?;
     finish(&socket, server, &query, started)
+}
+
+pub(crate) fn tcp(server: SocketAddr, name: &str, device: &str, limit: Duration) -> Result<bool> {
+    let started = Instant::now();
+    let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, BindToDevice, &device.into())?;
+    let limit = TimeVal::microseconds(limit.as_micros().try_into()?);
+    setsockopt(&socket, SendTimeout, &limit)?;
+    setsockopt(&socket, ReceiveTimeout, &limit)?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(server))?;
+    let mut stream = TcpStream::from(socket);
+    let peer = stream.peer_addr()?;
+    let answer = ask_tcp(&mut stream, name)?;
+    report(&[("peer", &peer)], &answer, started);
+    Ok(peer == server && is_good(&answer))
 }
 
 pub(crate) fn unconnected(

@@ -26,6 +26,7 @@ const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
   peer-names SERVER...                what getpeername says on all of these, without a query
   bound-connected SERVER NAME DEVICE    UDP bound to a device (SO_BINDTODEVICE), connected
   bound-unconnected SERVER NAME DEVICE  the same, unconnected
+  bound-tcp SERVER NAME DEVICE          TCP, the same
   unicast-if SERVER NAME DEVICE         IP_UNICAST_IF, unconnected
   pktinfo SERVER NAME DEVICE            IP_PKTINFO with an interface, unconnected
   early-udp SERVER NAME               connects, waits for a line on stdin, then asks
@@ -78,6 +79,7 @@ fn run(args: &mut Vec<String>) -> Result<bool> {
         ["bound-unconnected", at, name, device] => {
             bound::unconnected(bound::How::BindToDevice, server(at)?, name, device, limit)
         }
+        ["bound-tcp", at, name, device] => bound::tcp(server(at)?, name, device, limit),
         ["unicast-if", at, name, device] => {
             bound::unconnected(bound::How::UnicastIf, server(at)?, name, device, limit)
         }

@@ -132,7 +132,7 @@ pub(crate) fn tcp(family: Family, server: SocketAddr, name: &str, limit: Duratio
     Ok(peer == server && is_good(&answer))
 }
 
-fn ask_tcp(stream: &mut TcpStream, name: &str) -> Result<Answer> {
+pub(crate) fn ask_tcp(stream: &mut TcpStream, name: &str) -> Result<Answer> {
     let query = query(random_id(), name, RecordType::A)?;
     stream.write_all(&frame(&query))?;
     let mut length = [0; 2];
