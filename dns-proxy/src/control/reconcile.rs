@@ -131,6 +131,7 @@ impl Control {
         if control.attached.is_none() {
             return Err(ControlError::NotAttached);
         }
+        control.break_stale();
         Ok(control)
     }
 
@@ -158,6 +159,7 @@ impl Control {
                     afterthoughts.next();
                 }
                 _ = resync.tick() => {
+                    self.break_stale();
                     self.refresh(|_| true);
                     if swept.elapsed() >= SWEEP {
                         swept = Instant::now();
@@ -227,7 +229,6 @@ impl Control {
         }
         self.members = members;
         self.attach()?;
-        self.break_stale();
         self.release_gone(&inhabited, &named)
     }
 
@@ -431,7 +432,8 @@ impl Control {
         }
     }
 
-    /// Breaks what was connected before it could be redirected.
+    /// Breaks what was connected before it could be redirected. The kernel walks its whole table of
+    /// TCP sockets for that, which takes milliseconds: nothing to do while somebody waits.
     fn break_stale(&mut self) {
         if !self.bpf.guards() {
             return; // then they may go on

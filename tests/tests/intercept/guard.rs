@@ -194,7 +194,7 @@ fn a_lack_of_descriptors_does_not_empty_the_scope() -> Result<()> {
     let stage = Stage::new()?;
     let container = stage.world.container("app")?;
     let mut command = stage.world.command("sh");
-    command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\""]).arg(Daemon::program()?);
+    command.args(["-c", "ulimit -n 96; exec \"$0\" \"$@\""]).arg(Daemon::program()?);
     let mut args = stage.run_args(&[])?;
     args.push(format!("--cgroup={}/*", stage.world.cgroup().path()?));
     let daemon = Daemon::start_command(command, &args)?;
@@ -223,6 +223,6 @@ fn a_lack_of_descriptors_does_not_empty_the_scope() -> Result<()> {
     let (inside, _) = witness.packets()?;
     ensure!(port53(&inside).is_empty(), "plaintext left: {}", daemon.log().text());
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid()))?;
-    ensure!(limits.contains("Max open files            64"), "{limits}");
+    ensure!(limits.contains("Max open files            96"), "{limits}");
     Ok(())
 }
