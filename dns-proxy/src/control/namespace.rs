@@ -6,10 +6,11 @@
 use std::{
     collections::{BTreeSet, HashSet},
     io,
+    net::{Ipv4Addr, UdpSocket},
     task::{Context, Poll},
 };
 
-use dns_proxy_common::{Device, Listener};
+use dns_proxy_common::{Device, Listener, Token};
 use tracing::debug;
 
 use super::{
@@ -73,9 +74,17 @@ impl Namespace {
     pub fn refresh(&mut self) -> bool {
         let port = self.port();
         let mut reachable = 0;
-        for (family, source) in [(Listener::V4, anyip::V4), (Listener::V6, anyip::V6)] {
-            match anyip::add(&mut self.netlink, port, source) {
-                Ok(()) => reachable |= family,
+        // Neither waits for the lock under which the host's interfaces change, as adding an IPv4
+        // route does.
+        let v4 = self
+            .netns
+            .enter(|| UdpSocket::bind((Ipv4Addr::from(Token(1).v4()), 0)))
+            .flatten()
+            .map(|_| Listener::V4);
+        let v6 = anyip::add(&mut self.netlink, port, anyip::V6).map(|()| Listener::V6);
+        for family in [v4, v6] {
+            match family {
+                Ok(family) => reachable |= family,
                 Err(error) => debug!(%error, "no tokens"),
             }
         }
@@ -126,7 +135,12 @@ impl Namespace {
                 debug!(%error, ?route, "not removed");
             }
         }
-        let added = plan.add.iter().filter(|route| match self.netlink.add(route) {
+        // Else the routes by device would be the most specific ones for everybody.
+        let port = self.port();
+        let loopback = anyip::add(&mut self.netlink, port, anyip::V4);
+        let v4 = loopback.inspect_err(|error| debug!(%error, "no IPv4 route over lo")).is_ok();
+        let addable = plan.add.iter().filter(|route| v4 || route.source.is_ipv6());
+        let added = addable.filter(|route| match self.netlink.add(route) {
             Ok(()) => true,
             Err(error) => {
                 debug!(%error, ?route, "not added");

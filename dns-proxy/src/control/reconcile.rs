@@ -40,6 +40,9 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// How long a namespace must have been without processes of the scope before it is let go: the list
 /// of processes is read while they come and go.
 const RELEASE_AFTER: Duration = Duration::from_millis(200);
+/// How long after the last change routes by device are looked at: that waits for the lock under which
+/// the host's interfaces change, which must not keep a new namespace waiting.
+const ROUTE_AFTER: Duration = Duration::from_millis(50);
 /// How long a namespace that could not be served is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// After a change, everything is looked at again this much later: a process joins its cgroup before
@@ -86,6 +89,9 @@ pub struct Control {
     members: HashSet<u64>,
     unused_tokens: HashSet<Origin>,
     next_listener: u64,
+    /// Namespaces whose routes by device are to be looked at, and when.
+    unrouted: HashSet<NetnsId>,
+    route_at: Instant,
 }
 
 struct Served {
@@ -126,8 +132,11 @@ impl Control {
             members: HashSet::new(),
             unused_tokens: HashSet::new(),
             next_listener: 0,
+            unrouted: HashSet::new(),
+            route_at: Instant::now(),
         };
         control.sync()?;
+        control.route_devices();
         if control.attached.is_none() {
             return Err(ControlError::NotAttached);
         }
@@ -177,6 +186,10 @@ impl Control {
                 }
                 changed = changed(&self.namespaces) => {
                     changed.into_iter().for_each(|id| self.follow(id));
+                    continue;
+                }
+                () = sleep_until(self.route_at), if !self.unrouted.is_empty() => {
+                    self.route_devices();
                     continue;
                 }
             }
@@ -280,7 +293,21 @@ impl Control {
     fn follow(&mut self, id: NetnsId) {
         if let Some(served) = self.namespaces.get_mut(&id) {
             refresh(&mut self.bpf, &mut served.namespace);
-            route_devices(&mut self.bpf, &mut served.namespace);
+            self.route_soon(id);
+        }
+    }
+
+    fn route_soon(&mut self, id: NetnsId) {
+        self.unrouted.insert(id);
+        self.route_at = Instant::now() + ROUTE_AFTER;
+    }
+
+    /// Routes tokens by device where that may have become necessary.
+    fn route_devices(&mut self) {
+        for id in self.unrouted.drain() {
+            if let Some(served) = self.namespaces.get_mut(&id) {
+                route_devices(&mut self.bpf, &mut served.namespace);
+            }
         }
     }
 
@@ -329,6 +356,7 @@ impl Control {
         match self.put_in_service(netns, held_by) {
             Ok(served) => {
                 self.namespaces.insert(id, served);
+                self.route_soon(id);
             }
             Err(error) => {
                 warn!(%error, netns = id.0, "cannot serve this namespace; its DNS is refused");
@@ -343,7 +371,7 @@ impl Control {
         netns: Netns,
         held_by: Option<u32>,
     ) -> Result<Served, ControlError> {
-        let (mut namespace, sockets) = Namespace::open(netns).map_err(io_error("listeners"))?;
+        let (namespace, sockets) = Namespace::open(netns).map_err(io_error("listeners"))?;
         // With `/` as the scope our own answers are looked at too.
         let exempt = self.bpf.exempt();
         let exempted = sockets.descriptors().try_for_each(|socket| exempt.exempt(socket));
@@ -356,7 +384,6 @@ impl Control {
         let room = Room::Datagram { path: u16::MAX };
         let gate = Gate::namespace(cookie, self.bpf.origins());
         self.workers[worker].serve(listener, sockets, gate, room);
-        route_devices(&mut self.bpf, &mut namespace);
         self.bpf
             .set_ready(cookie, namespace.listener())
             .inspect_err(|_| self.workers[worker].release(listener))?;
