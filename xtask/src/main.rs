@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 
 mod apt;
+mod bench;
 mod demo;
 mod ebpf_toolchain;
 mod run;
@@ -42,6 +43,9 @@ enum Chore {
     },
     /// Set up what is missing, then show that DNS leaves a container only inside TLS
     Demo,
+    /// Set up what is missing, then measure what dns-proxy costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> Result<ExitCode> {
@@ -53,5 +57,6 @@ fn main() -> Result<ExitCode> {
         Chore::Setup => setup::run(setup::Report::Everything).map(|()| ExitCode::SUCCESS),
         Chore::Test { full, storm, arguments } => test::run(full, storm, arguments),
         Chore::Demo => demo::run(),
+        Chore::Bench(bench) => bench::run(&bench),
     }
 }

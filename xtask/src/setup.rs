@@ -45,6 +45,7 @@ const REQUIREMENTS: &[(&str, &[&str], &str)] = &[
     ("dig", &["bind9-dnsutils"], "a client"),
     ("kdig", &["knot-dnsutils"], "a stricter client"),
     ("unbound", &["unbound"], "an upstream; its service stays off"),
+    ("nft", &["nftables"], "the redirection that ours is measured against"),
     ("dnsdist", &["dnsdist"], "another; its service stays off"),
 ];
 
