@@ -64,17 +64,18 @@ impl Packet {
     /// Reads the headers; packets start at the network header here.
     #[inline(always)]
     fn read(ctx: &SkBuffContext) -> Option<Self> {
-        match ctx.load::<u8>(0).ok()? >> 4 {
-            4 => Self::read_v4(ctx),
-            6 => Self::read_v6(ctx),
+        // One load for what both versions need of it: an IPv4 header is as long, an IPv6 one longer.
+        let head = ctx.load::<[u8; 20]>(0).ok()?;
+        match head[0] >> 4 {
+            4 => Some(Self::read_v4(ctx, &head)),
+            6 => Self::read_v6(ctx, &head),
             _ => None,
         }
     }
 
     /// RFC 791 section 3.1.
     #[inline(always)]
-    fn read_v4(ctx: &SkBuffContext) -> Option<Self> {
-        let header = ctx.load::<[u8; 20]>(0).ok()?;
+    fn read_v4(ctx: &SkBuffContext, header: &[u8; 20]) -> Self {
         let to_token = Token::from_v4([header[16], header[17], header[18], header[19]]).is_some();
         let first_fragment = header[6] & 0x1f == 0 && header[7] == 0;
         let port = if first_fragment {
@@ -82,19 +83,19 @@ impl Packet {
         } else {
             None
         };
-        Some(Self { to_token, port })
+        Self { to_token, port }
     }
 
     /// RFC 8200 sections 3 and 4.
     #[inline(always)]
-    fn read_v6(ctx: &SkBuffContext) -> Option<Self> {
+    fn read_v6(ctx: &SkBuffContext, head: &[u8; 20]) -> Option<Self> {
         const HOP_BY_HOP: u8 = 0;
         const ROUTING: u8 = 43;
         const FRAGMENT: u8 = 44;
         const DESTINATION: u8 = 60;
 
         let to_token = Token::from_v6(ctx.load::<[u8; 16]>(24).ok()?).is_some();
-        let mut next = ctx.load::<u8>(6).ok()?;
+        let mut next = head[6];
         let mut at = 40;
         for _ in 0..MAX_EXTENSIONS {
             let len = match next {
