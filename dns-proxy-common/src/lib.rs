@@ -91,6 +91,8 @@ pub enum Policy {
     Open = 3,
     /// A child of an `Open` one that was seen and is not selected.
     Ignore = 4,
+    /// Like `Select`, where nothing is excluded at all: no need to look further down.
+    SelectAll = 5,
 }
 
 /// A query that was refused only because the daemon has not seen something yet.

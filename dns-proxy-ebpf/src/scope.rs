@@ -36,6 +36,7 @@ fn judge(ancestor: impl Fn(i32) -> u64) -> Result<(), Counter> {
         // SAFETY: the value is one aligned word, read once.
         match unsafe { SCOPE.get(id) } {
             Some(&policy) if policy == Policy::Exclude as u32 => return Err(Counter::Excluded),
+            Some(&policy) if policy == Policy::SelectAll as u32 => return Ok(()),
             Some(&policy) if policy == Policy::Open as u32 => open = true,
             Some(&policy) => {
                 selected |= policy == Policy::Select as u32;

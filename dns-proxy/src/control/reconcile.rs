@@ -231,7 +231,7 @@ impl Control {
         let inhabited = inhabited(&survey);
         let named: HashMap<_, _> = named::list().into_iter().collect();
         // First, so that what is selected is refused rather than passed until it can be served.
-        self.bpf.set_scope(&policies(&survey))?;
+        self.bpf.set_scope(&policies(&survey, self.select()))?;
         self.serve_new(&inhabited, &named);
         // A namespace is often made long before its `lo` comes up.
         self.refresh(|namespace| !namespace.is_complete());
@@ -243,6 +243,12 @@ impl Control {
         self.members = members;
         self.attach()?;
         self.release_gone(&inhabited, &named)
+    }
+
+    /// What a selected cgroup is to the programs. By what may be excluded, not by what is now: a
+    /// cgroup made a moment ago counts as well.
+    fn select(&self) -> Policy {
+        if self.scope.exclude.is_empty() { Policy::SelectAll } else { Policy::Select }
     }
 
     /// Looks at the tree, again if a directory was not watched while it was looked at.
@@ -561,12 +567,12 @@ fn inhabited(survey: &Survey) -> HashMap<NetnsId, u32> {
     pids.filter_map(|pid| Some((Netns::id_of(pid).ok()?, pid))).collect()
 }
 
-fn policies(survey: &Survey) -> HashMap<CgroupId, Policy> {
+fn policies(survey: &Survey, select: Policy) -> HashMap<CgroupId, Policy> {
     // Later entries win, as exclusion does.
     let all = [
         (&survey.ignored, Policy::Ignore),
         (&survey.open, Policy::Open),
-        (&survey.selected, Policy::Select),
+        (&survey.selected, select),
         (&survey.excluded, Policy::Exclude),
     ];
     all.iter().flat_map(|(ids, policy)| ids.iter().map(|id| (*id, *policy))).collect()
