@@ -49,16 +49,23 @@ pub(crate) fn update() -> Result<()> {
 /// `--no-remove`: a package that conflicts with an installed one must not push it out.
 fn try_install(packages: &[&str]) -> Result<bool> {
     // One shell, so that its traps clean up even after Ctrl-C. No daemon is started now
-    // (policy-rc.d, where no administrator wrote one) and DNS servers not at the next boot either
-    // (the mask): a second resolver on port 53 would change how this machine resolves names.
+    // (policy-rc.d, where no administrator wrote one) and DNS servers and container engines not at
+    // the next boot either (the mask): a second resolver on port 53 would change how this machine
+    // resolves names, and Docker how it routes. What was installed before is not touched.
     const SCRIPT: &str = r#"
         set -e
         export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes
-        for server in unbound dnsdist; do
-            case " $* " in *" $server "*)
-                mkdir -p /etc/systemd/system
-                [ -e "/etc/systemd/system/$server.service" ] ||
-                    ln -sf /dev/null "/etc/systemd/system/$server.service"
+        mask() {
+            mkdir -p /etc/systemd/system
+            for unit; do
+                [ -e "/lib/systemd/system/$unit" ] || [ -e "/etc/systemd/system/$unit" ] ||
+                    ln -sf /dev/null "/etc/systemd/system/$unit"
+            done
+        }
+        for package; do
+            case $package in
+                unbound | dnsdist) mask "$package.service" ;;
+                docker.io) mask docker.service docker.socket containerd.service ;;
             esac
         done
         policy=/usr/sbin/policy-rc.d

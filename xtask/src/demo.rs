@@ -14,7 +14,7 @@ use crate::{
 
 /// `cargo xtask demo`: builds the demo and becomes it.
 pub(crate) fn run() -> Result<ExitCode> {
-    setup::run(setup::Report::Changes)?;
+    setup::run(setup::Report::Changes, setup::Purpose::Demo)?;
     let mut demo = program("dns-proxy-demo")?;
     let error = demo.exec();
     Err(error).with_context(|| format!("cannot run {}", demo.get_program().display()))

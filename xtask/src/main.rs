@@ -54,7 +54,9 @@ fn main() -> Result<ExitCode> {
     std::env::set_current_dir(&workspace)
         .with_context(|| format!("the workspace {} is gone", workspace.display()))?;
     match chore {
-        Chore::Setup => setup::run(setup::Report::Everything).map(|()| ExitCode::SUCCESS),
+        Chore::Setup => {
+            setup::run(setup::Report::Everything, setup::Purpose::Tests).map(|()| ExitCode::SUCCESS)
+        }
         Chore::Test { full, storm, arguments } => test::run(full, storm, arguments),
         Chore::Demo => demo::run(),
         Chore::Bench(bench) => bench::run(&bench),

@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub(crate) fn run(full: bool, storm: bool, arguments: Vec<OsString>) -> Result<ExitCode> {
-    setup::run(setup::Report::Changes)?;
+    setup::run(setup::Report::Changes, setup::Purpose::Tests)?;
     let tidy = check("fmt", "fmt --all --check")?
         & check("clippy", "clippy --workspace --all-targets -- -D warnings")?;
     // The tests on the real kernel start the daemon, which is another package's binary.
