@@ -1,14 +1,15 @@
-//! Real programs that ask, run inside containers: C libraries, dig, kdig and our own probe.
+//! Real programs that ask, run inside containers: C libraries, Go, Java, dig, kdig and our own
+//! probe.
 
 use crate::artifacts;
 use crate::container::Container;
 use crate::process::output;
 use crate::zone::fnv1a;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
 use std::fs::rename;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -16,6 +17,10 @@ use tempfile::TempDir;
 
 /// The program that asks its C library.
 const SOURCE: &str = include_str!("../clients/gai.c");
+/// The program that asks Go.
+const GO_SOURCE: &str = include_str!("../clients/resolve.go");
+/// The program that asks Java.
+const JAVA_SOURCE: &str = include_str!("../clients/Resolve.java");
 
 /// A C library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,26 +39,60 @@ impl Libc {
 
     /// The program `gai NAME` linked with this library, compiled on first use.
     pub fn program(self) -> Result<PathBuf> {
-        static COMPILING: Mutex<()> = Mutex::new(());
-        let _one = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
         let (compiler, flags): (_, &[&str]) = match self {
             Self::Glibc => ("gcc", &[]),
             Self::Musl => ("musl-gcc", &["-static"]),
         };
-        let dir = artifacts::tmp_dir()?;
-        let program = dir.join(format!("gai-{compiler}-{:016x}", fnv1a(SOURCE.as_bytes())));
-        if !program.exists() {
-            let scratch = TempDir::new_in(&dir)?;
-            let (source, built) = (scratch.path().join("gai.c"), scratch.path().join("gai"));
-            std::fs::write(&source, SOURCE)?;
+        compiled(&format!("gai-{compiler}"), ("gai.c", SOURCE), |source, built| {
             let mut command = Command::new(compiler);
-            command.args(flags).args(["-O", "-Wall", "-Werror", "-o"]).arg(&built).arg(&source);
-            output(&mut command).with_context(|| format!("no {compiler}? cargo xtask setup"))?;
-            // Whole or not at all, also when two test runs compile at once.
-            rename(&built, &program)?;
-        }
-        Ok(program)
+            command.args(flags).args(["-O", "-Wall", "-Werror", "-o"]).arg(built).arg(source);
+            command
+        })
     }
+}
+
+/// The program `resolve A|TXT NAME` in Go, compiled on first use.
+pub fn go_program() -> Result<PathBuf> {
+    let cache = artifacts::tmp_dir()?.join("go-cache");
+    compiled("resolve-go", ("resolve.go", GO_SOURCE), |source, built| {
+        let mut command = Command::new("go");
+        command.args(["build", "-o"]).arg(built).arg(source);
+        command.envs([("CGO_ENABLED", "1"), ("GO111MODULE", "off"), ("GOTOOLCHAIN", "local")]);
+        command.env("GOCACHE", &cache);
+        command
+    })
+}
+
+/// Where the class `Resolve` is, compiled on first use.
+pub fn java_classes() -> Result<PathBuf> {
+    compiled("resolve-java", ("Resolve.java", JAVA_SOURCE), |source, built| {
+        let mut command = Command::new("javac");
+        command.arg("-d").arg(built).arg(source);
+        command
+    })
+}
+
+/// What a compiler made of the source, now or in an earlier run.
+fn compiled(
+    name: &str,
+    (file, text): (&str, &str),
+    compiler: impl Fn(&Path, &Path) -> Command,
+) -> Result<PathBuf> {
+    static COMPILING: Mutex<()> = Mutex::new(());
+    let _one = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = artifacts::tmp_dir()?;
+    let product = dir.join(format!("{name}-{:016x}", fnv1a(text.as_bytes())));
+    if !product.exists() {
+        let scratch = TempDir::new_in(&dir)?;
+        let (source, built) = (scratch.path().join(file), scratch.path().join("built"));
+        std::fs::write(&source, text)?;
+        let mut command = compiler(&source, &built);
+        output(&mut command).context("if there is no such compiler: cargo xtask setup")?;
+        // Whole or not at all; when two test runs compile at once, either product will do.
+        let moved = rename(&built, &product);
+        ensure!(product.exists(), "keep {}: {moved:?}", product.display());
+    }
+    Ok(product)
 }
 
 /// Resolves a name in the container as Debian's own programs do.
