@@ -4,11 +4,13 @@ use crate::leftovers::prefix;
 use crate::wait::eventually;
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::fs::{self, File, OpenOptions};
+use nix::unistd::{Pid, write};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -67,10 +69,19 @@ impl Cgroup {
         populated(&self.dir)
     }
 
-    /// The file into which a process writes `0` to move itself in.
-    pub(crate) fn entrance(&self) -> Result<File> {
+    /// Makes a command move itself in before its first instruction.
+    pub(crate) fn enter_before_exec(&self, command: &mut Command) -> Result<()> {
         let file = OpenOptions::new().write(true).open(self.dir.join("cgroup.procs"));
-        file.with_context(|| format!("open cgroup.procs of {}", self.describe()))
+        let entrance = file.with_context(|| format!("open cgroup.procs of {}", self.describe()))?;
+        // SAFETY: between fork and exec only the system call write is made, on a descriptor that
+        // the closure itself keeps open.
+        unsafe {
+            command.pre_exec(move || {
+                write(&entrance, b"0")?;
+                Ok(())
+            });
+        }
+        Ok(())
     }
 
     fn create(dir: PathBuf) -> Result<Self> {

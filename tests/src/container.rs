@@ -6,10 +6,8 @@ use crate::mounts::Mounts;
 use crate::netns::Netns;
 use crate::process::{Process, output};
 use anyhow::Result;
-use nix::unistd::write;
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// The name of a container's own interface.
@@ -103,14 +101,6 @@ fn enter(
 ) -> Result<Command> {
     let mut command = netns.command(program);
     mounts.enter(&mut command);
-    let entrance = cgroup.entrance()?;
-    // SAFETY: between fork and exec only the system call write is made, on a descriptor that the
-    // closure itself keeps open.
-    unsafe {
-        command.pre_exec(move || {
-            write(&entrance, b"0")?;
-            Ok(())
-        });
-    }
+    cgroup.enter_before_exec(&mut command)?;
     Ok(command)
 }

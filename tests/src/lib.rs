@@ -4,6 +4,7 @@
 //! | to make | use |
 //! |---|---|
 //! | an internet, a host and containers | [`World`], [`Container`] |
+//! | containers made by runc, podman and Docker | [`Runtimes`] |
 //! | one network namespace or cgroup | [`Netns`], [`Cgroup`] |
 //! | proof of what left an interface | [`Capture`], [`Packet`] |
 //! | a DNS-over-TLS upstream, with faults to order | [`DotServer`], [`Orders`], [`Pki`] |
@@ -35,6 +36,7 @@ pub mod pki;
 pub mod privilege;
 pub mod process;
 pub mod runtime;
+pub mod runtimes;
 mod sockopt;
 pub mod stage;
 pub mod unbound;
@@ -54,6 +56,7 @@ pub use netns::Netns;
 pub use packet::{Packet, port53, to_port};
 pub use pki::{Identity, Pki};
 pub use privilege::require_root_and_bpf;
+pub use runtimes::Runtimes;
 pub use stage::Stage;
 pub use unbound::Unbound;
 pub use wait::eventually;

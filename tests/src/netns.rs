@@ -47,7 +47,16 @@ impl Netns {
 
     /// The one this thread is in.
     pub fn current() -> Result<Self> {
-        let fd = File::open("/proc/thread-self/ns/net").context("open /proc/thread-self/ns/net")?;
+        Self::open("/proc/thread-self/ns/net")
+    }
+
+    /// The one a process is in.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        Self::open(&format!("/proc/{pid}/ns/net"))
+    }
+
+    fn open(path: &str) -> Result<Self> {
+        let fd = File::open(path).with_context(|| format!("open {path}"))?;
         Ok(Self { fd: Arc::new(fd.into()) })
     }
 

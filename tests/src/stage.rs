@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Result, ensure};
 
 use crate::{
-    Capture, Cgroup, Container, Daemon, DotServer, Packet, Pki, PlainServer, World, container,
-    packet::port53, require_root_and_bpf, world,
+    Capture, Cgroup, Container, Daemon, DotServer, Netns, Packet, Pki, PlainServer, World,
+    container, packet::port53, require_root_and_bpf, world,
 };
 
 /// Where the encrypted nameserver is.
@@ -76,8 +76,13 @@ impl Stage {
 
     /// Puts up cameras for what a container sends.
     pub fn witness(&self, container: &Container) -> Result<Witness> {
+        self.witness_on(container.netns(), container::INTERFACE)
+    }
+
+    /// Puts up cameras for what leaves by an interface.
+    pub fn witness_on(&self, netns: &Netns, interface: &str) -> Result<Witness> {
         Ok(Witness {
-            inside: Capture::on(container.netns(), container::INTERFACE)?,
+            inside: Capture::on(netns, interface)?,
             uplink: Capture::on(self.world.host(), world::UPLINK)?,
         })
     }

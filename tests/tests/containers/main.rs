@@ -1,0 +1,5 @@
+//! Programs that we did not write: what Debian has of resolvers, and containers made by real
+//! runtimes.
+
+mod clients;
+mod runtimes;
