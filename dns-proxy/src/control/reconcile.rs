@@ -1,7 +1,7 @@
 //! Makes what is in place match what the scope asks for, whenever something changes.
 
 use std::{
-    cell::RefCell,
+    cell::{LazyCell, RefCell},
     collections::{HashMap, HashSet},
     future::poll_fn,
     io,
@@ -416,7 +416,12 @@ impl Control {
         named: &HashMap<NetnsId, PathBuf>,
     ) -> Result<(), ControlError> {
         let mut gone = Vec::new();
+        let everybody = LazyCell::new(Netns::of_all);
         for (id, served) in &mut self.namespaces {
+            if served.held_by.is_some() && !served.is_held() {
+                // It may have been a visitor whose sockets stay; whoever lives there holds it.
+                served.held_by = everybody.get(id).copied();
+            }
             if inhabited.contains_key(id) || named.contains_key(id) || served.is_held() {
                 served.empty_since = None;
             } else if served.empty_since.get_or_insert_with(Instant::now).elapsed() >= RELEASE_AFTER

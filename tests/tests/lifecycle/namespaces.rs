@@ -83,6 +83,26 @@ fn a_service_that_enters_a_new_namespace_is_followed_there() -> Result<()> {
     camera.saw_only_tls()
 }
 
+/// As dockerd does, which asks for its containers from inside their namespaces.
+#[test]
+fn a_namespace_is_served_while_sockets_of_the_scope_are_used_there() -> Result<()> {
+    const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/visitor.py");
+    let stage = Stage::new()?;
+    let visitor = stage.world.container("visitor")?;
+    let visited = stage.world.container("visited")?;
+    let daemon = stage.daemon(&[&visitor])?;
+    let witness = stage.witness(&visited)?;
+
+    let printed = visitor.run("/usr/bin/python3", &[SCRIPT, &visited.netns().path()])?;
+    ensure!(printed == "answered\n".repeat(3), "{printed}{}", daemon.log().text());
+    witness.saw_only_tls()?;
+
+    // What is left there when its own processes are gone is not held.
+    let netns = visited.netns().clone();
+    visited.destroy();
+    daemon.wait_until_released(&netns)
+}
+
 #[test]
 fn the_first_lookup_of_a_fresh_container_is_answered_and_encrypted() -> Result<()> {
     let stage = Stage::new()?;
