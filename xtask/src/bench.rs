@@ -19,7 +19,7 @@ pub(crate) enum Bench {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
-    setup::run(setup::Report::Changes)?;
+    setup::run(setup::Report::Changes, setup::Purpose::Demo)?;
     let mut command = demo::program("dns-proxy-bench")?;
     match bench {
         Bench::Redirect { rounds } => {

@@ -218,6 +218,11 @@ impl Bpf {
         Ok(Attachment { cgroup, _guard: guard, _links: links })
     }
 
+    /// Whether there is a leak guard, which refuses tokens on their way to a wire.
+    pub fn is_guarded(&self) -> bool {
+        self.guard.is_some()
+    }
+
     /// Whether the leak guard refuses what was not redirected.
     pub fn guards(&self) -> bool {
         self.guard == Some(GuardMode::On)

@@ -35,6 +35,8 @@ pub struct Namespace {
     listener: Listener,
     /// What there are sockets for.
     families: u16,
+    /// The leak guard stops tokens that `lo` does not take.
+    guarded: bool,
     /// The devices that the kernel programs know to have a route.
     devices: BTreeSet<Device>,
 }
@@ -48,11 +50,12 @@ pub struct DeviceChange {
 }
 
 impl Namespace {
-    /// Opens the listeners inside and adds the routes over `lo`.
+    /// Opens the listeners inside and adds the routes over `lo`. `guarded` says that the leak guard
+    /// is there.
     ///
     /// # Errors
     /// The namespace cannot be entered, or has no free port.
-    pub fn open(netns: Netns) -> io::Result<(Self, Sockets)> {
+    pub fn open(netns: Netns, guarded: bool) -> io::Result<(Self, Sockets)> {
         let (opened, netlink, monitor) = netns.enter(|| {
             let opened = sockets::open_in_namespace()?;
             io::Result::Ok((opened, Netlink::open()?, Monitor::open()?))
@@ -64,7 +67,8 @@ impl Namespace {
         let families = listener.families;
         let listener = Listener { families: 0, ..listener };
         let devices = BTreeSet::new();
-        let mut namespace = Self { netns, cookie, netlink, changes, listener, families, devices };
+        let mut namespace =
+            Self { netns, cookie, netlink, changes, listener, families, guarded, devices };
         namespace.refresh();
         Ok((namespace, sockets))
     }
@@ -76,11 +80,14 @@ impl Namespace {
         let mut reachable = 0;
         // Neither waits for the lock under which the host's interfaces change, as adding an IPv4
         // route does.
-        let v4 = self
-            .netns
-            .enter(|| UdpSocket::bind((Ipv4Addr::from(Token(1).v4()), 0)))
-            .flatten()
-            .map(|_| Listener::V4);
+        let v4 = if self.guarded {
+            // Reachable the moment that `lo` comes up, with no word from us; until then the guard
+            // refuses what we would. Runtimes start the first process soon after.
+            Ok(Listener::V4)
+        } else {
+            let token = (Ipv4Addr::from(Token(1).v4()), 0);
+            self.netns.enter(|| UdpSocket::bind(token)).flatten().map(|_| Listener::V4)
+        };
         let v6 = anyip::add(&mut self.netlink, port, anyip::V6).map(|()| Listener::V6);
         for family in [v4, v6] {
             match family {

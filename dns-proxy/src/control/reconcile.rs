@@ -377,7 +377,8 @@ impl Control {
         netns: Netns,
         held_by: Option<u32>,
     ) -> Result<Served, ControlError> {
-        let (namespace, sockets) = Namespace::open(netns).map_err(io_error("listeners"))?;
+        let (namespace, sockets) =
+            Namespace::open(netns, self.bpf.is_guarded()).map_err(io_error("listeners"))?;
         // With `/` as the scope our own answers are looked at too.
         let exempt = self.bpf.exempt();
         let exempted = sockets.descriptors().try_for_each(|socket| exempt.exempt(socket));

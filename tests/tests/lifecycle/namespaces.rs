@@ -105,11 +105,13 @@ fn a_namespace_is_served_while_sockets_of_the_scope_are_used_there() -> Result<(
 
 #[test]
 fn the_first_lookup_of_a_fresh_container_is_answered_and_encrypted() -> Result<()> {
+    // The storm (`cargo xtask test --storm`) leaves out the wait, and counts.
     let stage = Stage::new()?;
     let daemon = Daemon::start(&stage.world, &stage.run_args(&[stage.world.cgroup()])?)?;
     let uplink = Capture::on(stage.world.host(), UPLINK)?;
     for (n, libc) in (0..20).zip([Libc::Glibc, Libc::Musl].into_iter().cycle()) {
         let newborn = stage.world.newborn(&format!("new-{n}"))?;
+        daemon.wait_until_serving(newborn.container.netns())?;
         let found = libc.resolve(&newborn.container, "example.test");
         let found = found.with_context(|| format!("{libc:?}: {}", daemon.log().text()))?;
         ensure!(found.contains(&Zone::Encrypted.a().into()), "{libc:?}: {found:?}");
