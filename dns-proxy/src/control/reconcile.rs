@@ -53,6 +53,8 @@ const AFTERTHOUGHTS: [Duration; 4] = [
     Duration::from_millis(30),
     Duration::from_millis(100),
 ];
+/// In how many namespaces stale connections are looked for between two other things.
+const STALE_AT_ONCE: usize = 2;
 /// Rounds of looking at the tree until nothing new is found in it.
 const SURVEY_ROUNDS: usize = 8;
 
@@ -140,7 +142,7 @@ impl Control {
         if control.attached.is_none() {
             return Err(ControlError::NotAttached);
         }
-        control.break_stale();
+        control.break_stale(usize::MAX);
         Ok(control)
     }
 
@@ -168,7 +170,7 @@ impl Control {
                     afterthoughts.next();
                 }
                 _ = resync.tick() => {
-                    self.break_stale();
+                    self.break_stale(STALE_AT_ONCE);
                     self.refresh(|_| true);
                     if swept.elapsed() >= SWEEP {
                         swept = Instant::now();
@@ -237,8 +239,13 @@ impl Control {
         self.refresh(|namespace| !namespace.is_complete());
         let members: HashSet<_> = survey.members.iter().map(|id| id.0).collect();
         if !members.is_subset(&self.members) {
-            // Newcomers may have brought connections along.
-            self.namespaces.values_mut().for_each(|served| served.is_clean = false);
+            // A service of the host may have moved here with its connections; a container's
+            // namespace is as new as the container.
+            if let Some(host) =
+                Netns::id_of(process::id()).ok().and_then(|id| self.namespaces.get_mut(&id))
+            {
+                host.is_clean = false;
+            }
         }
         self.members = members;
         self.attach()?;
@@ -284,6 +291,10 @@ impl Control {
                 && netns.id() == *id
             {
                 self.serve(netns, None);
+                // Nobody was in it before us.
+                if let Some(served) = self.namespaces.get_mut(id) {
+                    served.is_clean = true;
+                }
             }
         }
     }
@@ -473,11 +484,12 @@ impl Control {
 
     /// Breaks what was connected before it could be redirected. The kernel walks its whole table of
     /// TCP sockets for that, which takes milliseconds: nothing to do while somebody waits.
-    fn break_stale(&mut self) {
+    fn break_stale(&mut self, at_once: usize) {
         if !self.bpf.guards() {
             return; // then they may go on
         }
-        for served in self.namespaces.values_mut().filter(|served| !served.is_clean) {
+        let unclean = self.namespaces.values_mut().filter(|served| !served.is_clean);
+        for served in unclean.take(at_once) {
             served.is_clean = true;
             match served.namespace.break_stale(&self.members) {
                 Ok(0) => {}
