@@ -22,8 +22,9 @@ use crate::datapath::{gate::Gate, response::Room, worker::ListenerId};
 /// How long a namespace must have been without processes of the scope before it is let go: the list
 /// of processes is read while they come and go.
 const RELEASE_AFTER: Duration = Duration::from_millis(200);
-/// How long after the last change routes by device are looked at: that waits for the lock under which
-/// the host's interfaces change, which must not keep a new namespace waiting.
+/// How long after a change routes by device are looked at, together with what changes meanwhile: that
+/// waits for the lock under which the host's interfaces change, which must not keep a new namespace
+/// waiting.
 const ROUTE_AFTER: Duration = Duration::from_millis(50);
 /// How long a namespace that could not be served is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -86,9 +87,11 @@ impl Control {
         }
     }
 
-    pub(super) fn route_soon(&mut self, id: NetnsId) {
+    fn route_soon(&mut self, id: NetnsId) {
+        if self.unrouted.is_empty() {
+            self.route_at = Instant::now() + ROUTE_AFTER;
+        }
         self.unrouted.insert(id);
-        self.route_at = Instant::now() + ROUTE_AFTER;
     }
 
     /// Routes tokens by device where that may have become necessary.
