@@ -8,6 +8,7 @@ mod load;
 mod redirect;
 mod states;
 mod stats;
+mod upstream;
 
 use std::{env::args, process::ExitCode};
 
@@ -28,7 +29,25 @@ fn run(args: &[&str]) -> Result<()> {
     match args {
         ["redirect"] => redirect::run(redirect::ROUNDS),
         ["redirect", "--rounds", rounds] => redirect::run(rounds.parse()?),
+        ["upstream", options @ ..] => upstream::run(&choice(options)?),
         [load::COMMAND] => load::serve(),
-        _ => bail!("usage: dns-proxy-bench redirect [--rounds N]"),
+        _ => bail!("usage: dns-proxy-bench redirect|upstream [--rounds N] ..."),
     }
+}
+
+/// Pairs of options and their values.
+fn choice(options: &[&str]) -> Result<upstream::Choice> {
+    let mut choice =
+        upstream::Choice { rounds: upstream::ROUNDS, only: String::new(), scenario: String::new() };
+    for pair in options.chunks(2) {
+        match pair {
+            ["--rounds", rounds] => choice.rounds = rounds.parse()?,
+            ["--only", name] => choice.only = (*name).to_owned(),
+            ["--scenario", name] => choice.scenario = (*name).to_owned(),
+            _ => bail!(
+                "usage: dns-proxy-bench upstream [--rounds N] [--only NAME] [--scenario NAME]"
+            ),
+        }
+    }
+    Ok(choice)
 }
