@@ -3,12 +3,19 @@
 //! Not a message library: records are passed on as the bytes they came in, so all that is ever
 //! needed is where one ends. Every function is bounded by the message's own length.
 
+use std::time::Duration;
+
 /// Octets of the fixed header.
 pub const HEADER_LEN: usize = 12;
 /// The longest message a two-octet length can frame (RFC 1035 section 4.2.2).
 pub const MAX_MESSAGE_LEN: usize = 65_535;
 /// The longest name on the wire (RFC 1035 section 3.1).
 const MAX_NAME_LEN: usize = 255;
+
+/// Octets of an EDNS option's code and length.
+pub const OPTION_HEADER_LEN: usize = 4;
+/// What the keepalive option counts in (RFC 7828 section 3.1).
+const KEEPALIVE_UNIT: Duration = Duration::from_millis(100);
 
 /// Record types that this program treats in a special way; all others are opaque (RFC 3597).
 pub mod rr_type {
@@ -160,6 +167,41 @@ pub fn record_at(message: &[u8], at: usize) -> Option<Record> {
     (end <= message.len()).then_some(Record { start: at, rr_type, fixed, data, end })
 }
 
+/// The options in an OPT record's data: code and whole option; `None` once if they are malformed.
+pub fn options(data: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
+    let mut rest = data;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let split = u16_at(rest, 2)
+            .and_then(|len| rest.split_at_checked(OPTION_HEADER_LEN + usize::from(len)));
+        let Some((option, tail)) = split else {
+            rest = &[];
+            return Some(None);
+        };
+        rest = tail;
+        Some(u16_at(option, 0).map(|code| (code, option)))
+    })
+}
+
+/// How long the server keeps an idle connection, by an answer's OPT record (RFC 7828 section 3.1).
+pub fn keepalive(answer: &[u8]) -> Option<Duration> {
+    let [questions, sections @ ..] = counts(answer)?;
+    let records: u32 = sections.iter().map(|count| u32::from(*count)).sum();
+    let mut pos = if questions == 0 { HEADER_LEN } else { Question::read(answer)?.end };
+    for _ in 0..records {
+        let record = record_at(answer, pos)?;
+        if record.rr_type == rr_type::OPT {
+            let mut options = options(&answer[record.data..record.end]).flatten();
+            let (_, option) = options.find(|(code, _)| *code == option_code::TCP_KEEPALIVE)?;
+            return u16_at(option, OPTION_HEADER_LEN).map(|units| KEEPALIVE_UNIT * units.into());
+        }
+        pos = record.end;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +237,18 @@ mod tests {
         assert!(Question::same(a, b));
         assert!(!Question::same(a, b"\x01a\x00\x00\x1c\x00\x01"));
         assert!(!Question::same(a, b"\x01b\x00\x00\x01\x00\x01"));
+    }
+
+    #[test]
+    fn keepalive_is_found_behind_other_records_and_options() {
+        let mut message = question(b"\x01a\x00");
+        message[5] = 1;
+        message[7] = 1;
+        message[11] = 1;
+        message.extend_from_slice(b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04abcd");
+        assert_eq!(keepalive(&message), None);
+        message.extend_from_slice(b"\0\0\x29\x04\xd0\0\0\0\0\0\x0a\0\x0c\0\0\0\x0b\0\x02\0\x64");
+        assert_eq!(keepalive(&message), Some(Duration::from_secs(10)));
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Handler {
         if matches!(query.qtype(), rr_type::AXFR | rr_type::IXFR) {
             return Err(Failure::ZoneTransfer);
         }
-        let answer = self.pool.exchange(&query.to_upstream()).await?;
+        let answer = self.pool.exchange(query.to_upstream()).await?;
         response::relay(query, &answer, room)
     }
 

@@ -9,7 +9,9 @@ use std::ops::Range;
 use thiserror::Error;
 
 use super::opt_last;
-use crate::wire::{self, HEADER_LEN, Question, flag, option_code, rr_type};
+use crate::wire::{
+    self, HEADER_LEN, OPTION_HEADER_LEN, Question, flag, option_code, options, rr_type,
+};
 
 /// Queries are padded to a multiple of this many octets (RFC 8467 section 4.1).
 const PADDING_BLOCK: usize = 128;
@@ -21,8 +23,6 @@ pub const EDNS_UDP_SIZE: u16 = 1232;
 pub const MAX_QUERY_LEN: usize = 4_096;
 /// Octets of an OPT record without options (RFC 6891 section 6.1.2).
 const OPT_LEN: usize = 11;
-/// Octets of an EDNS option's code and length.
-const OPTION_HEADER_LEN: usize = 4;
 
 /// Why a message is not a query that can be answered from upstream. Always the client's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -183,6 +183,9 @@ impl Query {
         if let Some(edns) = &self.edns {
             opt.copy_options(&mut out, &self.message[edns.options.clone()]);
         }
+        // Only in queries that ask for it may a server say how long it keeps an idle connection (RFC
+        // 7828 section 3.2.1).
+        opt.option(&mut out, option_code::TCP_KEEPALIVE, &[]);
         let unpadded = out.len() + OPTION_HEADER_LEN;
         let padding = unpadded.next_multiple_of(PADDING_BLOCK) - unpadded;
         opt.option(&mut out, option_code::PADDING, &[0; PADDING_BLOCK][..padding]);
@@ -206,24 +209,6 @@ fn read_edns(message: &[u8], record: &wire::Record) -> Result<Edns, Malformed> {
         flags,
         record: record.start..record.end,
         options: record.data..record.end,
-    })
-}
-
-/// The options in an OPT record's data: code and whole option; `None` once if they are malformed.
-pub fn options(data: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
-    let mut rest = data;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let split = wire::u16_at(rest, 2)
-            .and_then(|len| rest.split_at_checked(OPTION_HEADER_LEN + usize::from(len)));
-        let Some((option, tail)) = split else {
-            rest = &[];
-            return Some(None);
-        };
-        rest = tail;
-        Some(wire::u16_at(option, 0).map(|code| (code, option)))
     })
 }
 

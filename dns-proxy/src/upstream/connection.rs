@@ -1,49 +1,49 @@
-//! One TLS connection, from dialling to its end, in one task.
+//! One TLS connection, from dialling to its end.
 //!
 //! Queries are pipelined without waiting for the handshake or for each other (RFC 7766 section
-//! 6.2.1): what is queued while the task sleeps leaves in one write, and so in one TLS record.
-//! Answers may come in any order and are matched by transaction id and question. When the
-//! connection ends, whoever still waits is told, and asks again on another.
+//! 6.2.1): what is queued while the writer sleeps leaves in one write, and so in one TLS record.
+//! Answers may come in any order and are matched by transaction id and question. Whom a query is
+//! asked of next when this ends is not decided here.
 
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, hash_map::Entry},
+    hash::{BuildHasherDefault, Hasher},
     io,
-    net::SocketAddr,
-    os::fd::AsFd as _,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
 use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf},
-    net::{TcpSocket, TcpStream},
-    sync::{Notify, oneshot},
-    time::{Instant, sleep_until, timeout},
+    net::TcpStream,
+    sync::Notify,
+    time::{Instant, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tracing::debug;
 
-use super::{Exempt, Settings, tls};
+use super::{
+    ExchangeError, Settings,
+    dial::{connection_error, dial},
+    outstanding::{Answer, Outstanding},
+    server::Server,
+};
 use crate::{
     addr::UpstreamAddr,
-    wire::{self, HEADER_LEN, Question, flag, rcode},
+    wire::{self, HEADER_LEN, flag},
 };
 
 /// How long TCP and TLS may take together before another try is worth more; two fifths of the query's
 /// whole time if that is less.
 const DIAL_TIMEOUT: Duration = Duration::from_millis(1500);
-/// A connection on which nothing was asked for this long is closed (RFC 7766 section 6.2.3).
+/// A connection on which nothing was asked for this long is closed (RFC 7766 section 6.2.3), unless
+/// the server names another time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection that owes an answer this long and has sent nothing since is taken for dead, so
-/// that what it owes can still be asked elsewhere; two fifths of the query's whole time if that is
-/// less. Half-way there it is given a last chance by a probe.
-const SILENCE_TIMEOUT: Duration = Duration::from_millis(800);
-/// When the kernel gives up on unacknowledged data (`TCP_USER_TIMEOUT`, RFC 5482), milliseconds.
-const TCP_USER_TIMEOUT_MS: u32 = 5_000;
+/// The longest idle time that is kept to, whatever the server says (RFC 7828 allows 109 minutes).
+const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Read at once from TLS; an answer longer than this just takes more reads.
 const READ_BUFFER: usize = 16 * 1024;
 /// Queries that may be unanswered on one connection; leaves most of the 65,536 ids free, so that
@@ -51,6 +51,8 @@ const READ_BUFFER: usize = 16 * 1024;
 const MAX_PENDING: usize = 16_384;
 /// Octets that may wait to be written; a server that does not read must not fill our memory.
 const MAX_OUTBOX: usize = 4 << 20;
+/// A buffer larger than this is not kept for the next write.
+const KEPT_OUTBOX: usize = 256 * 1024;
 /// Asks for the root's nameservers, which every resolver knows: any answer shows that the server
 /// lives, when it is only slow with what it owes.
 const PROBE: &[u8] = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01";
@@ -106,38 +108,39 @@ pub enum ConnectionError {
     },
 }
 
-/// A handle to the connection's task, which ends with the connection.
-pub(super) struct Connection {
-    shared: Rc<Shared>,
+/// Unanswered queries by transaction id.
+type Table = HashMap<u16, Rc<Outstanding>, BuildHasherDefault<IdHasher>>;
+
+/// The ids are random already.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, octets: &[u8]) {
+        octets.iter().for_each(|octet| self.0 = self.0 << 8 | u64::from(*octet));
+    }
+
+    fn write_u16(&mut self, id: u16) {
+        // The table looks at the top bits as well as the bottom ones.
+        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
 }
 
-/// What the task and those who ask have in common. One thread, so no locks.
-struct Shared {
-    upstream: UpstreamAddr,
-    /// Framed messages that wait to be written.
-    outbox: RefCell<Vec<u8>>,
-    /// Wakes the writer.
-    queued: Notify,
-    pending: RefCell<HashMap<u16, Pending>>,
-    /// Wakes the watch: the server owes an answer.
-    owing: Notify,
-    /// Since when the server has owed an answer without sending anything.
-    owed_since: Cell<Option<Instant>>,
-    last_used: Cell<Instant>,
-    was_up: Cell<bool>,
-    has_answered: Cell<bool>,
-    silence_timeout: Duration,
-    ended: RefCell<Option<ConnectionError>>,
-}
-
-struct Pending {
-    question: Vec<u8>,
-    answer: oneshot::Sender<Result<Vec<u8>, ConnectionError>>,
+/// How far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Dialling,
+    Up,
+    Ended,
 }
 
 /// What became of a message from the server.
 enum Delivery {
-    /// It answers a query.
+    /// It answers a query, or shows at least that the server lives.
     Taken,
     /// It answers none: it is late, or not to be believed. No sign of life either.
     Unwanted,
@@ -145,143 +148,204 @@ enum Delivery {
     Junk,
 }
 
-/// Takes a query off the table when whoever asked goes away.
-struct Ticket<'a> {
-    shared: &'a Shared,
-    id: u16,
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        self.shared.pending.borrow_mut().remove(&self.id);
-    }
+/// Shared by those who ask, by the tasks that read and write, and by who watches it.
+pub(super) struct Connection {
+    server: Rc<Server>,
+    phase: Cell<Phase>,
+    /// Framed messages that wait to be written.
+    outbox: RefCell<Vec<u8>>,
+    /// Wakes the writer.
+    queued: Notify,
+    table: RefCell<Table>,
+    /// Since when the server has owed an answer without sending anything useful.
+    quiet_since: Cell<Option<Instant>>,
+    /// Wakes the watch: the server owes an answer.
+    owing: Notify,
+    /// Queries answered.
+    answered: Cell<u64>,
+    /// Our own query on its way: its id, and its answer, which nobody waits for.
+    probe: RefCell<Option<(u16, Answer)>>,
+    last_used: Cell<Instant>,
+    idle_timeout: Cell<Duration>,
+    /// Somebody else ends it.
+    abandoned: Notify,
 }
 
 impl Connection {
-    /// Starts to connect; queries may be asked at once.
-    pub(super) fn open(upstream: UpstreamAddr, settings: &Settings) -> Self {
-        let shared = Rc::new(Shared {
-            upstream: upstream.clone(),
-            outbox: RefCell::new(Vec::new()),
+    /// One that is to be [`run`](Self::run); queries may be asked at once.
+    pub(super) fn new(server: &Rc<Server>) -> Rc<Self> {
+        Rc::new(Self {
+            server: Rc::clone(server),
+            phase: Cell::new(Phase::Dialling),
+            outbox: RefCell::default(),
             queued: Notify::new(),
-            pending: RefCell::new(HashMap::new()),
+            table: RefCell::default(),
+            quiet_since: Cell::new(None),
             owing: Notify::new(),
-            owed_since: Cell::new(None),
+            answered: Cell::new(0),
+            probe: RefCell::default(),
             last_used: Cell::new(Instant::now()),
-            was_up: Cell::new(false),
-            has_answered: Cell::new(false),
-            silence_timeout: SILENCE_TIMEOUT.min(settings.timeout * 2 / 5),
-            ended: RefCell::new(None),
-        });
+            idle_timeout: Cell::new(IDLE_TIMEOUT),
+            abandoned: Notify::new(),
+        })
+    }
+
+    /// Dials, then reads and writes until something ends it; says what. `up` is called in between.
+    pub(super) async fn run(&self, settings: &Settings, up: impl FnOnce()) -> ConnectionError {
+        let upstream = self.server.addr();
         let connector = TlsConnector::from(Arc::clone(&settings.tls));
-        let exempt = Arc::clone(&settings.exempt);
-        let dial_timeout = DIAL_TIMEOUT.min(settings.timeout * 2 / 5);
-        let task = Rc::clone(&shared);
-        tokio::task::spawn_local(async move {
-            let end = match timeout(dial_timeout, dial(&upstream, &connector, &*exempt)).await {
-                Ok(Ok(stream)) => task.drive(stream).await,
-                Ok(Err(error)) => error,
-                Err(_) => ConnectionError::Unreachable { upstream },
-            };
-            task.end(&end);
-        });
-        Self { shared }
-    }
-
-    /// It takes queries.
-    pub(super) fn is_open(&self) -> bool {
-        self.shared.ended.borrow().is_none()
-    }
-
-    /// The handshake was completed at some time.
-    pub(super) fn was_up(&self) -> bool {
-        self.shared.was_up.get()
-    }
-
-    /// It has given at least one answer.
-    pub(super) fn has_answered(&self) -> bool {
-        self.shared.has_answered.get()
-    }
-
-    /// Asks one query and waits for its answer; the caller sets the time limit.
-    ///
-    /// # Errors
-    /// The connection ended before the answer came.
-    pub(super) async fn exchange(&self, message: &[u8]) -> Result<Vec<u8>, ConnectionError> {
-        let (sender, answer) = oneshot::channel();
-        let _ticket = self.shared.submit(message, sender)?;
-        answer.await.unwrap_or_else(|_| Err(self.shared.closed()))
-    }
-}
-
-impl Shared {
-    /// Queues a message; whoever holds the ticket waits for the answer.
-    fn submit(
-        &self,
-        message: &[u8],
-        answer: oneshot::Sender<Result<Vec<u8>, ConnectionError>>,
-    ) -> Result<Ticket<'_>, ConnectionError> {
-        if let Some(error) = self.ended.borrow().as_ref() {
-            return Err(error.clone());
-        }
-        let len = u16::try_from(message.len()).map_err(|_| self.full())?;
-        if self.outbox.borrow().len() > MAX_OUTBOX {
-            return Err(self.full());
-        }
-        let question = Question::read(message).map_or(&[][..], |q| &message[HEADER_LEN..q.end]);
-        let pending = Pending { question: question.to_vec(), answer };
-        let id = self.enter(pending)?;
-        let mut outbox = self.outbox.borrow_mut();
-        outbox.extend_from_slice(&len.to_be_bytes());
-        outbox.extend_from_slice(&id.to_be_bytes());
-        outbox.extend_from_slice(&message[2..]);
-        self.queued.notify_one();
-        Ok(Ticket { shared: self, id })
-    }
-
-    /// Finds a random id that is not in use (RFC 5452 section 9.2).
-    fn enter(&self, entry: Pending) -> Result<u16, ConnectionError> {
-        let mut pending = self.pending.borrow_mut();
-        if pending.len() >= MAX_PENDING {
-            return Err(self.full());
-        }
-        loop {
-            if let Entry::Vacant(vacant) = pending.entry(rand::random()) {
-                let id = *vacant.key();
-                vacant.insert(entry);
-                return Ok(id);
-            }
-        }
-    }
-
-    /// Reads and writes until something ends it.
-    async fn drive(&self, stream: TlsStream<TcpStream>) -> ConnectionError {
-        self.was_up.set(true);
+        let limit = DIAL_TIMEOUT.min(settings.timeout * 2 / 5);
+        let stream = match timeout(limit, dial(upstream, &connector, &*settings.exempt)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return error,
+            Err(_) => return ConnectionError::Unreachable { upstream: upstream.clone() },
+        };
         debug!(
-            upstream = %self.upstream,
+            %upstream,
             version = ?stream.get_ref().1.protocol_version(),
             handshake = ?stream.get_ref().1.handshake_kind(),
             "connected"
         );
+        self.phase.set(Phase::Up);
+        up();
         let (reader, writer) = tokio::io::split(stream);
         tokio::select! {
             end = self.write_queued(writer) => end,
             end = self.read_answers(reader) => end,
-            end = self.watch() => end,
+            () = self.abandoned.notified() => {
+                ConnectionError::Silent { upstream: upstream.clone() }
+            }
         }
     }
 
+    /// It takes queries.
+    pub(super) fn is_open(&self) -> bool {
+        self.phase.get() != Phase::Ended
+    }
+
+    /// The handshake is over.
+    pub(super) fn is_up(&self) -> bool {
+        self.phase.get() == Phase::Up
+    }
+
+    /// How many queries it has answered.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered.get()
+    }
+
+    /// How many queries it has not answered.
+    pub(super) fn owes(&self) -> usize {
+        self.table.borrow().len()
+    }
+
+    /// Since when the server has owed an answer without sending anything useful.
+    pub(super) fn quiet_since(&self) -> Option<Instant> {
+        self.quiet_since.get()
+    }
+
+    /// When it is to be closed if nothing is asked any more.
+    pub(super) fn idle_at(&self) -> Instant {
+        self.last_used.get() + self.idle_timeout.get()
+    }
+
+    /// Returns once the server owes something.
+    pub(super) async fn owing(&self) {
+        self.owing.notified().await;
+    }
+
+    /// It is for one query only.
+    pub(super) fn close_when_answered(&self) {
+        self.idle_timeout.set(Duration::ZERO);
+    }
+
+    /// Ends it as silent.
+    pub(super) fn abandon(&self) {
+        self.abandoned.notify_one();
+    }
+
+    /// Queues a query.
+    ///
+    /// # Errors
+    /// As many wait as may.
+    pub(super) fn submit(
+        &self,
+        query: &Rc<Outstanding>,
+        now: Instant,
+    ) -> Result<u16, ConnectionError> {
+        let message = query.message();
+        let len = u16::try_from(message.len()).map_err(|_| self.full())?;
+        let mut outbox = self.outbox.borrow_mut();
+        let mut table = self.table.borrow_mut();
+        if outbox.len() > MAX_OUTBOX || table.len() >= MAX_PENDING {
+            return Err(self.full());
+        }
+        let id = loop {
+            // Unpredictable (RFC 5452 section 9.2).
+            if let Entry::Vacant(vacant) = table.entry(rand::random()) {
+                let id = *vacant.key();
+                vacant.insert(Rc::clone(query));
+                break id;
+            }
+        };
+        query.owed_by.update(|connections| connections.saturating_add(1));
+        query.sent.set(now);
+        outbox.extend_from_slice(&len.to_be_bytes());
+        outbox.extend_from_slice(&id.to_be_bytes());
+        outbox.extend_from_slice(&message[2..]);
+        self.queued.notify_one();
+        Ok(id)
+    }
+
+    /// Asks something of our own, whose answer is a sign of life.
+    pub(super) fn probe(&self, now: Instant, patience: Duration) {
+        let (query, answer) = Outstanding::new(PROBE.to_vec(), now, now + patience);
+        if let Ok(id) = self.submit(&query, now) {
+            *self.probe.borrow_mut() = Some((id, answer));
+        }
+    }
+
+    /// Takes off the table what nobody waits for any more, and settles what is past its deadline.
+    pub(super) fn sweep(&self, now: Instant, late: impl Fn() -> ExchangeError) {
+        let mut table = self.table.borrow_mut();
+        table.retain(|_, query| {
+            if query.is_wanted() && query.deadline <= now {
+                query.settle(Err(late()));
+            }
+            query.is_wanted()
+        });
+        if table.is_empty() {
+            self.quiet_since.set(None);
+        }
+    }
+
+    /// What was asked before `then`, of this server only.
+    pub(super) fn debts(&self, then: Instant) -> Vec<Rc<Outstanding>> {
+        let table = self.table.borrow();
+        let due = |query: &&Rc<Outstanding>| !query.hedged.get() && query.sent.get() <= then;
+        table.values().filter(due).cloned().collect()
+    }
+
+    /// Closes it for good; what it still owes must be asked elsewhere.
+    pub(super) fn close(&self) -> Vec<Rc<Outstanding>> {
+        self.phase.set(Phase::Ended);
+        self.probe.take();
+        let debts: Vec<_> = self.table.take().into_values().collect();
+        debts.iter().for_each(|query| query.owed_by.update(|n| n.saturating_sub(1)));
+        debts
+    }
+
     async fn write_queued(&self, mut writer: WriteHalf<TlsStream<TcpStream>>) -> ConnectionError {
+        let mut batch = Vec::new();
         loop {
-            let batch = self.outbox.take();
+            std::mem::swap(&mut batch, &mut *self.outbox.borrow_mut());
             if batch.is_empty() {
                 self.queued.notified().await;
                 continue;
             }
             let now = Instant::now();
             self.last_used.set(now);
-            if self.owed_since.get().is_none() {
-                self.owed_since.set(Some(now));
+            if self.quiet_since.get().is_none() {
+                self.quiet_since.set(Some(now));
                 self.owing.notify_one();
             }
             let written = async {
@@ -289,8 +353,10 @@ impl Shared {
                 writer.flush().await
             };
             if let Err(error) = written.await {
-                return self.io_error(&error);
+                return connection_error(self.server.addr(), &error);
             }
+            batch.clear();
+            batch.shrink_to(KEPT_OUTBOX);
         }
     }
 
@@ -301,130 +367,78 @@ impl Shared {
                 Ok(0) => return self.closed(),
                 // Servers that close without a TLS goodbye are common and do no harm here.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return self.closed(),
-                Err(error) => return self.io_error(&error),
+                Err(error) => return connection_error(self.server.addr(), &error),
                 Ok(_) => {}
             }
-            let mut rest = &buffer[..];
-            let mut useful = false;
-            while let Some((message, tail)) = split_frame(rest) {
-                match self.deliver(message) {
-                    Delivery::Taken => useful = true,
-                    Delivery::Unwanted => {}
-                    Delivery::Junk => {
-                        return ConnectionError::Junk { upstream: self.upstream.clone() };
-                    }
-                }
-                rest = tail;
-            }
-            let consumed = buffer.len() - rest.len();
+            let Some(consumed) = self.take_answers(&buffer) else {
+                return ConnectionError::Junk { upstream: self.server.addr().clone() };
+            };
             buffer.drain(..consumed);
             buffer.reserve(READ_BUFFER);
-            if useful {
-                let owes = !self.pending.borrow().is_empty();
-                self.owed_since.set(owes.then(Instant::now));
-            }
         }
     }
 
+    /// Delivers all whole messages; how many octets they took, or `None` if one is junk.
+    fn take_answers(&self, buffer: &[u8]) -> Option<usize> {
+        let now = Instant::now();
+        let mut quickest = None;
+        let mut alive = false;
+        let mut rest = buffer;
+        while let Some((message, tail)) = split_frame(rest) {
+            match self.deliver(message, now, &mut quickest) {
+                Delivery::Taken => alive = true,
+                Delivery::Unwanted => {}
+                Delivery::Junk => return None,
+            }
+            rest = tail;
+        }
+        if let Some(quickest) = quickest {
+            self.server.rtt.quickest(quickest);
+        }
+        if alive {
+            let owes = !self.table.borrow().is_empty();
+            self.quiet_since.set(owes.then_some(now));
+            self.server.answered();
+        }
+        Some(buffer.len() - rest.len())
+    }
+
     /// Hands an answer to whoever asked.
-    fn deliver(&self, message: &[u8]) -> Delivery {
+    fn deliver(&self, message: &[u8], now: Instant, quickest: &mut Option<Duration>) -> Delivery {
         let Some(id) = wire::u16_at(message, 0) else {
             return Delivery::Junk;
         };
         if message.len() < HEADER_LEN || message[2] & flag::QR == 0 {
             return Delivery::Junk;
         }
-        match self.pending.borrow_mut().entry(id) {
-            Entry::Occupied(entry) if answers(message, &entry.get().question) => {
-                self.has_answered.set(true);
-                // The receiver may be gone: its deadline passed.
-                let _: Result<(), _> = entry.remove().answer.send(Ok(message.to_vec()));
-                Delivery::Taken
-            }
-            Entry::Occupied(_) | Entry::Vacant(_) => Delivery::Unwanted,
+        let query = match self.table.borrow_mut().entry(id) {
+            Entry::Occupied(entry) if entry.get().is_answered_by(message) => entry.remove(),
+            Entry::Occupied(_) | Entry::Vacant(_) => return Delivery::Unwanted,
+        };
+        query.owed_by.update(|connections| connections.saturating_sub(1));
+        if let Some(idle) = wire::keepalive(message) {
+            self.idle_timeout.set(idle.min(MAX_IDLE_TIMEOUT)); // RFC 7828 section 3.2.2
         }
-    }
-
-    /// Ends a connection that is silent while it owes answers, or that nobody uses.
-    async fn watch(&self) -> ConnectionError {
-        loop {
-            if let Some(since) = self.owed_since.get() {
-                if self.pending.borrow().is_empty() {
-                    self.owed_since.set(None);
-                } else if since.elapsed() >= self.silence_timeout {
-                    return ConnectionError::Silent { upstream: self.upstream.clone() };
-                } else if since.elapsed() < self.silence_timeout / 2 {
-                    sleep_until(since + self.silence_timeout / 2).await;
-                } else {
-                    // Something of our own; its answer is a sign of life.
-                    let (sender, _nobody) = oneshot::channel();
-                    let _ticket = self.submit(PROBE, sender);
-                    sleep_until(since + self.silence_timeout).await;
-                }
-                continue;
-            }
-            let idle_at = self.last_used.get() + IDLE_TIMEOUT;
-            if Instant::now() >= idle_at {
-                return self.closed();
-            }
-            tokio::select! {
-                () = sleep_until(idle_at) => {}
-                () = self.owing.notified() => {}
-            }
+        let took = now.saturating_duration_since(query.sent.get());
+        // Which of two times it was asked is answered cannot be told (Karn's algorithm).
+        if !query.hedged.get() {
+            *quickest = Some(quickest.map_or(took, |quickest| quickest.min(took)));
         }
-    }
-
-    /// Tells everybody who waits.
-    fn end(&self, reason: &ConnectionError) {
-        debug!(%reason, waiting = self.pending.borrow().len(), "connection ended");
-        *self.ended.borrow_mut() = Some(reason.clone());
-        for (_, pending) in self.pending.take() {
-            // The receiver may be gone: its deadline passed.
-            let _: Result<(), _> = pending.answer.send(Err(reason.clone()));
+        if self.probe.borrow_mut().take_if(|(probe, _)| *probe == id).is_none() {
+            self.answered.update(|answered| answered + 1);
+            self.server.rtt.answer(took);
+            query.settle(Ok(message.to_vec()));
         }
+        Delivery::Taken
     }
 
     fn full(&self) -> ConnectionError {
-        ConnectionError::Full { upstream: self.upstream.clone() }
+        ConnectionError::Full { upstream: self.server.addr().clone() }
     }
 
-    fn closed(&self) -> ConnectionError {
-        ConnectionError::Closed { upstream: self.upstream.clone() }
-    }
-
-    fn io_error(&self, error: &io::Error) -> ConnectionError {
-        connection_error(&self.upstream, error)
-    }
-}
-
-/// TCP and TLS.
-async fn dial(
-    upstream: &UpstreamAddr,
-    connector: &TlsConnector,
-    exempt: &dyn Exempt,
-) -> Result<TlsStream<TcpStream>, ConnectionError> {
-    let connected = async {
-        let socket = match upstream.socket_addr() {
-            SocketAddr::V4(_) => TcpSocket::new_v4(),
-            SocketAddr::V6(_) => TcpSocket::new_v6(),
-        }?;
-        exempt.exempt(socket.as_fd())?;
-        setsockopt(&socket, sockopt::TcpUserTimeout, &TCP_USER_TIMEOUT_MS)?;
-        let stream = socket.connect(upstream.socket_addr()).await?;
-        stream.set_nodelay(true)?;
-        connector.connect(tls::server_name(upstream), stream).await
-    };
-    connected.await.map_err(|error: io::Error| connection_error(upstream, &error))
-}
-
-fn connection_error(upstream: &UpstreamAddr, error: &io::Error) -> ConnectionError {
-    let upstream = upstream.clone();
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some();
-    let reason = error.to_string();
-    if tls {
-        ConnectionError::Tls { upstream, reason }
-    } else {
-        ConnectionError::Io { upstream, reason }
+    /// The server closed it, or it was closed for want of queries.
+    pub(super) fn closed(&self) -> ConnectionError {
+        ConnectionError::Closed { upstream: self.server.addr().clone() }
     }
 }
 
@@ -432,14 +446,4 @@ fn connection_error(upstream: &UpstreamAddr, error: &io::Error) -> ConnectionErr
 fn split_frame(buffer: &[u8]) -> Option<(&[u8], &[u8])> {
     let len = usize::from(wire::u16_at(buffer, 0)?);
     buffer[2..].split_at_checked(len)
-}
-
-/// Whether `message` answers `question`. Errors may come without the question.
-fn answers(message: &[u8], question: &[u8]) -> bool {
-    match wire::counts(message) {
-        Some([0, 0, ..]) => message[3] & flag::RCODE != rcode::NOERROR,
-        Some([1, ..]) => Question::read(message)
-            .is_some_and(|read| Question::same(&message[HEADER_LEN..read.end], question)),
-        _ => false,
-    }
 }

@@ -1,15 +1,20 @@
 //! The DNS-over-TLS side (RFC 7858): messages in, answers out.
 //!
 //! ```text
-//! Pool::exchange ─► which upstream? ─► Connection (dial, handshake, pipeline) ─► TLS record
+//! Pool::exchange ─► which server? ─► Connection (dial, handshake, pipeline) ─► TLS record
 //! ```
 //!
 //! It knows nothing of clients, namespaces or eBPF: a message comes with a deadline, and leaves
 //! as the answer to its question or as an [`ExchangeError`].
 
 mod connection;
+mod dial;
+mod outstanding;
 mod pool;
+mod rtt;
+mod server;
 mod tls;
+mod watch;
 
 use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Which connection answers a query: the preferred upstream's, or the next one's.
+//! Whom a query is asked of: the preferred server, or the next one, until there is an answer.
 
 use std::{
     cell::{Cell, RefCell},
@@ -6,229 +6,339 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use tracing::{info, warn};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{ConnectionError, ExchangeError, Settings, connection::Connection};
-use crate::addr::UpstreamAddr;
+use super::{
+    ConnectionError, ExchangeError, Settings, connection::Connection, outstanding::Outstanding,
+    server::Server,
+};
 
-/// How often an upstream that refuses is dialled while none answers.
-const PAUSE: Duration = Duration::from_millis(50);
-/// The same for one that costs time or trust with each attempt: silent, or with a certificate that
-/// will not change in a moment.
-const LONG_PAUSE: Duration = Duration::from_secs(1);
-/// While another upstream answers, one that fails again and again is left alone twice as long each
-/// time, up to this.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// A query without an answer is asked at another upstream too after this, while the first is still
-/// waited for; after half of its whole time if that is less. Above what an answer takes that must
-/// be fetched across the world, so that slow names are not asked twice, and above what it takes to
-/// tell that a connection is dead.
-const HEDGE_AFTER: Duration = Duration::from_millis(1_000);
-/// A query that saw so many connections end gets one of its own, in case it is the reason.
-const LOST_CONNECTIONS: u32 = 2;
+/// How often deadlines are looked at, while anything is outstanding.
+const TICK: Duration = Duration::from_millis(50);
+/// The same, and what is to be asked of another server too, where there are several.
+const SHORT_TICK: Duration = Duration::from_millis(10);
+/// Queries that may wait for a server to be dialled again.
+const MAX_WAITING: usize = 16_384;
+/// A query with which so many connections ended, without one answer on them, may be the reason, and
+/// is asked on a connection of its own.
+const SUSPICIOUS: u8 = 2;
+/// With so many it is not asked again.
+const CONVICTED: u8 = 4;
+/// Connections to one server that serve a single suspicious query.
+const MAX_ALONE: usize = 4;
+/// Of so many queries one may be asked of a second server because it is slow ...
+const QUERIES_PER_HEDGE: u32 = 10;
+/// ... and so many at once.
+const MAX_HEDGES: u32 = 100;
 
-/// The upstreams of one worker.
+/// The servers of one worker.
 pub struct Pool {
-    settings: Settings,
-    upstreams: Vec<Upstream>,
+    inner: Rc<Inner>,
 }
 
-struct Upstream {
-    addr: UpstreamAddr,
-    connection: RefCell<Option<Rc<Connection>>>,
-    failed: RefCell<Option<Failed>>,
-}
-
-/// An upstream's last failure.
-#[derive(Clone, Debug)]
-struct Failed {
-    at: Instant,
-    /// How many there were in a row, 1 at least.
-    times: u32,
-    error: ConnectionError,
-}
-
-/// One query's way through the upstreams.
-struct Errand<'a> {
-    message: &'a [u8],
-    deadline: Instant,
-    /// The upstream asked last.
-    asked: Cell<usize>,
-    /// An upstream that is asked already.
-    beside: Option<usize>,
+pub(super) struct Inner {
+    pub(super) settings: Settings,
+    pub(super) servers: Vec<Rc<Server>>,
+    /// Queries that no server can be asked at the moment.
+    waiting: RefCell<Vec<Rc<Outstanding>>>,
+    ticking: Cell<bool>,
+    placing: Cell<bool>,
+    /// How many queries may be hedged, in parts of [`QUERIES_PER_HEDGE`].
+    hedges: Cell<u32>,
 }
 
 impl Pool {
     /// A pool without connections; the first query opens one.
     pub fn new(settings: Settings) -> Self {
-        let upstreams = settings.upstreams.iter().cloned().map(Upstream::new).collect();
-        Self { settings, upstreams }
+        let servers = settings.upstreams.iter().cloned().map(Server::new).map(Rc::new).collect();
+        Self {
+            inner: Rc::new(Inner {
+                settings,
+                servers,
+                waiting: RefCell::default(),
+                ticking: Cell::new(false),
+                placing: Cell::new(false),
+                hedges: Cell::new(MAX_HEDGES * QUERIES_PER_HEDGE),
+            }),
+        }
     }
 
     /// Asks upstream, again and elsewhere if need be, until there is an answer or no time is left.
     ///
     /// # Errors
     /// No answer within the configured time, and why.
-    pub async fn exchange(&self, message: &[u8]) -> Result<Vec<u8>, ExchangeError> {
-        let deadline = Instant::now() + self.settings.timeout;
-        let first = Errand { message, deadline, asked: Cell::new(0), beside: None };
-        let first_answer = self.run(&first);
-        if self.upstreams.len() == 1 {
-            return first_answer.await;
-        }
-        tokio::pin!(first_answer);
-        tokio::select! {
-            answer = &mut first_answer => return answer,
-            () = sleep(HEDGE_AFTER.min(self.settings.timeout / 2)) => {}
-        }
-        let beside = Some(first.asked.get());
-        let second = Errand { message, deadline, asked: Cell::new(0), beside };
-        let second_answer = self.run(&second);
-        tokio::pin!(second_answer);
-        // The first answer wins; an error only if there is no other hope.
-        tokio::select! {
-            answer = &mut first_answer => match answer {
-                Ok(answer) => Ok(answer),
-                Err(_) => second_answer.await,
-            },
-            answer = &mut second_answer => match answer {
-                Ok(answer) => Ok(answer),
-                Err(_) => first_answer.await,
-            },
-        }
-    }
-
-    /// Asks one upstream after the other, as they fail.
-    async fn run(&self, errand: &Errand<'_>) -> Result<Vec<u8>, ExchangeError> {
-        let mut last = None;
-        let mut lost = 0;
-        loop {
-            let index = self.choose(errand.beside);
-            let upstream = &self.upstreams[index];
-            errand.asked.set(index);
-            // Every upstream failed a moment ago if this one must be waited for.
-            let may_dial_at = upstream.may_dial_at();
-            if may_dial_at.max(Instant::now()) >= errand.deadline {
-                return Err(timed_out(last.or_else(|| upstream.last_error())));
-            }
-            sleep_until(may_dial_at).await;
-            let connection = if lost < LOST_CONNECTIONS {
-                upstream.connection(&self.settings)
-            } else {
-                Rc::new(Connection::open(upstream.addr.clone(), &self.settings))
-            };
-            match timeout_at(errand.deadline, connection.exchange(errand.message)).await {
-                Ok(Ok(answer)) => {
-                    upstream.recovered();
-                    return Ok(answer);
-                }
-                // Our own limit: the connection is fine, and asking again would only add to it.
-                Ok(Err(error @ ConnectionError::Full { .. })) => {
-                    return Err(ExchangeError::Connection(error));
-                }
-                // It was this query, alone on its connection.
-                Ok(Err(error)) if lost >= LOST_CONNECTIONS && connection.was_up() => {
-                    return Err(ExchangeError::Connection(error));
-                }
-                Ok(Err(error)) => {
-                    lost += u32::from(connection.was_up());
-                    upstream.failed(&connection, &error);
-                    last = Some(error);
-                }
-                Err(_) => return Err(timed_out(last)),
-            }
-        }
-    }
-
-    /// The first upstream that is not left alone for its failures; if all are, the one whose
-    /// failure is the oldest. Never the one `beside`.
-    fn choose(&self, beside: Option<usize>) -> usize {
+    pub async fn exchange(&self, message: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
+        let inner = &self.inner;
         let now = Instant::now();
-        let others = || (0..self.upstreams.len()).filter(|index| Some(*index) != beside);
-        others()
-            .find(|&index| self.upstreams[index].is_trusted(now))
-            .or_else(|| others().min_by_key(|&index| self.upstreams[index].failed_at()))
-            .unwrap_or(0)
+        let deadline = now + inner.settings.timeout;
+        let (query, answer) = Outstanding::new(message, now, deadline);
+        inner.hedges.update(|parts| (parts + 1).min(MAX_HEDGES * QUERIES_PER_HEDGE));
+        inner.place(&query, now);
+        inner.keep_time();
+        answer.await
     }
 }
 
-impl Upstream {
-    fn new(addr: UpstreamAddr) -> Self {
-        Self { addr, connection: RefCell::new(None), failed: RefCell::new(None) }
-    }
-
-    /// The open connection, or a new one.
-    fn connection(&self, settings: &Settings) -> Rc<Connection> {
-        let mut slot = self.connection.borrow_mut();
-        match &*slot {
-            Some(connection) if connection.is_open() => Rc::clone(connection),
-            _ => Rc::clone(slot.insert(Rc::new(Connection::open(self.addr.clone(), settings)))),
+impl Inner {
+    /// Gives a query to a server, or keeps it until one may be dialled.
+    fn place(self: &Rc<Self>, query: &Rc<Outstanding>, now: Instant) {
+        let index = self.choose(None).unwrap_or(0);
+        let connection = if query.suspicion.get() < SUSPICIOUS {
+            self.connection(index, now)
+        } else {
+            self.connection_alone(index, now)
+        };
+        match connection {
+            Some(connection) => self.submit(index, &connection, query, now),
+            None if self.waiting.borrow().len() < MAX_WAITING => {
+                self.waiting.borrow_mut().push(Rc::clone(query));
+                self.place_later(index, now);
+            }
+            None => query.settle(Err(self.late(index))),
         }
     }
 
-    /// It has not failed, or so long ago that it may be tried instead of another.
-    fn is_trusted(&self, now: Instant) -> bool {
-        self.failed.borrow().as_ref().is_none_or(|failed| {
-            let doublings = failed.times.saturating_sub(1).min(16);
-            now >= failed.at + (failed.pause() * (1 << doublings)).min(MAX_PAUSE)
+    /// Places those who wait again as soon as the server may be dialled.
+    fn place_later(self: &Rc<Self>, index: usize, now: Instant) {
+        // One that is not waited for is busy with single queries: the clock sees to those.
+        let Some(at) = self.servers[index].may_dial_at().filter(|at| *at > now) else {
+            return;
+        };
+        if !self.placing.replace(true) {
+            let pool = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                sleep_until(at).await;
+                pool.placing.set(false);
+                pool.place_waiting(Instant::now());
+            });
+        }
+    }
+
+    fn place_waiting(self: &Rc<Self>, now: Instant) {
+        for query in self.waiting.take() {
+            if query.deadline <= now {
+                query.settle(Err(self.late(query.asked.get())));
+            } else if query.is_wanted() {
+                self.place(&query, now);
+            }
+        }
+    }
+
+    fn submit(&self, index: usize, connection: &Connection, query: &Rc<Outstanding>, now: Instant) {
+        query.asked.set(index);
+        // A limit of our own: the server is fine, and asking again would only add to it.
+        if let Err(full) = connection.submit(query, now) {
+            query.settle(Err(ExchangeError::Connection(full)));
+        }
+    }
+
+    /// The first server that neither failed nor is suspected; if all did, the one whose failure is
+    /// the oldest. Never the one `beside`.
+    fn choose(&self, beside: Option<usize>) -> Option<usize> {
+        let others = || (0..self.servers.len()).filter(|index| Some(*index) != beside);
+        let server = |index: &usize| &self.servers[*index];
+        others()
+            .find(|index| server(index).is_trusted() && !server(index).suspected.get())
+            .or_else(|| others().find(|index| server(index).is_trusted()))
+            .or_else(|| others().min_by_key(|index| server(index).failed_at()))
+    }
+
+    /// The connection to ask a server on; `None` while it is not to be dialled.
+    fn connection(self: &Rc<Self>, index: usize, now: Instant) -> Option<Rc<Connection>> {
+        let server = &self.servers[index];
+        server.connection().or_else(|| {
+            let may_dial = server.may_dial_at().is_none_or(|at| at <= now);
+            may_dial.then(|| {
+                let connection = self.open(index);
+                *server.main.borrow_mut() = Some(Rc::clone(&connection));
+                connection
+            })
         })
     }
 
-    /// When it may be tried even if it is all there is.
-    fn may_dial_at(&self) -> Instant {
-        let failed = self.failed.borrow();
-        failed.as_ref().map_or_else(Instant::now, |failed| failed.at + failed.pause())
+    /// One for a single query, unless there are enough of them.
+    fn connection_alone(self: &Rc<Self>, index: usize, now: Instant) -> Option<Rc<Connection>> {
+        let server = &self.servers[index];
+        let may_dial = server.may_dial_at().is_none_or(|at| at <= now);
+        (may_dial && server.alone.get() < MAX_ALONE).then(|| {
+            server.alone.update(|alone| alone + 1);
+            let connection = self.open(index);
+            connection.close_when_answered();
+            connection
+        })
     }
 
-    fn failed_at(&self) -> Option<Instant> {
-        self.failed.borrow().as_ref().map(|failed| failed.at)
-    }
-
-    fn last_error(&self) -> Option<ConnectionError> {
-        self.failed.borrow().as_ref().map(|failed| failed.error.clone())
-    }
-
-    fn recovered(&self) {
-        if self.failed.take().is_some() {
-            info!(upstream = %self.addr, "upstream answers again");
+    /// Opens a spare connection, if there is none.
+    pub(super) fn open_spare(self: &Rc<Self>, index: usize) {
+        let server = &self.servers[index];
+        if server.spare.borrow().is_none() {
+            let connection = self.open(index);
+            *server.spare.borrow_mut() = Some(connection);
         }
     }
 
-    /// Notes that a connection ended, once, however many queries it took along; says why unless
-    /// that was said before.
-    fn failed(&self, connection: &Rc<Connection>, error: &ConnectionError) {
-        let mut slot = self.connection.borrow_mut();
-        if slot.take_if(|current| Rc::ptr_eq(current, connection)).is_none() {
+    /// Starts to connect.
+    fn open(self: &Rc<Self>, index: usize) -> Rc<Connection> {
+        let connection = Connection::new(&self.servers[index]);
+        let (pool, running) = (Rc::clone(self), Rc::clone(&connection));
+        tokio::task::spawn_local(async move {
+            let up = || pool.came_up(index, &running);
+            let reason = tokio::select! {
+                reason = running.run(&pool.settings, up) => reason,
+                reason = pool.watch(index, &running) => reason,
+            };
+            pool.ended(index, &running, &reason);
+        });
+        connection
+    }
+
+    fn came_up(self: &Rc<Self>, index: usize, connection: &Rc<Connection>) {
+        let server = &self.servers[index];
+        let now = Instant::now();
+        if !server.is_trusted() {
+            // It is trusted again when it answers.
+            connection.probe(now, self.settings.timeout);
+        }
+        let main = server.main.borrow().clone();
+        match main {
+            Some(main) if Rc::ptr_eq(&main, connection) => {
+                if server.keeps_closing(now) {
+                    self.open_spare(index);
+                }
+            }
+            // The server takes new connections, so it is the old one that is dead.
+            Some(main) if server.suspected.get() => main.abandon(),
+            Some(_) | None => {}
+        }
+    }
+
+    /// Asks elsewhere what a connection still owed.
+    fn ended(self: &Rc<Self>, index: usize, connection: &Rc<Connection>, reason: &ConnectionError) {
+        let server = &self.servers[index];
+        let now = Instant::now();
+        let was_up = connection.is_up();
+        let debts = connection.close();
+        let answered = connection.answered() > 0;
+        tracing::debug!(%reason, waiting = debts.len(), "connection ended");
+
+        let was_spare = server.spare.borrow().as_ref().is_some_and(|s| Rc::ptr_eq(s, connection));
+        let was_main = server.forget(connection);
+        if !was_main && !was_spare {
+            server.alone.update(|alone| alone.saturating_sub(1));
+        }
+        // Servers close whenever they like. Another end may happen to any, but not again and again.
+        let closed = matches!(reason, ConnectionError::Closed { .. } | ConnectionError::Io { .. });
+        let harmless = answered && (closed || !server.keeps_closing(now));
+        if answered && !debts.is_empty() {
+            server.ended_early(now);
+        }
+        let replaced = server.connection().is_some_and(|next| next.is_up());
+        if was_main && replaced && server.keeps_closing(now) {
+            self.open_spare(index);
+        }
+        if was_main && replaced {
+            // All is well with the server.
+            server.suspected.set(false);
+        } else if was_main && !harmless {
+            server.failed(reason);
+        }
+        // The oldest first: if one of them is the reason, it shows sooner.
+        let mut debts = debts;
+        debts.sort_unstable_by_key(|query| query.deadline);
+        for query in debts {
+            if was_up && !answered && !matches!(reason, ConnectionError::Silent { .. }) {
+                query.suspicion.update(|suspicion| suspicion.saturating_add(1));
+            }
+            if !query.is_wanted() || query.owed_by.get() > 0 {
+                continue;
+            }
+            if query.suspicion.get() >= CONVICTED {
+                query.settle(Err(ExchangeError::Connection(reason.clone())));
+            } else {
+                self.place(&query, now);
+            }
+        }
+    }
+
+    /// Has the clock looked at as long as anything is outstanding.
+    fn keep_time(self: &Rc<Self>) {
+        if self.ticking.replace(true) {
             return;
         }
-        // Servers close whenever they like: the next query just opens another connection.
-        if matches!(error, ConnectionError::Closed { .. }) && connection.has_answered() {
+        let pool = Rc::clone(self);
+        let pause = if self.servers.len() > 1 { SHORT_TICK } else { TICK };
+        tokio::task::spawn_local(async move {
+            loop {
+                sleep(pause).await;
+                if !pool.tick(Instant::now()) {
+                    break;
+                }
+            }
+            pool.ticking.set(false);
+        });
+    }
+
+    /// Ends what is past its deadline, and starts what has become due; whether anything is left.
+    fn tick(self: &Rc<Self>, now: Instant) -> bool {
+        for (index, server) in self.servers.iter().enumerate() {
+            for connection in server.connections() {
+                connection.sweep(now, || self.late(index));
+                if self.servers.len() > 1 {
+                    self.hedge(index, &connection, now);
+                }
+            }
+            let try_again = server.try_again_at().is_some_and(|at| at <= now);
+            if try_again && server.connection().is_none() && self.servers.len() > 1 {
+                // Nobody waits for it, so nobody is let down.
+                self.connection(index, now);
+            }
+        }
+        self.place_waiting(now);
+        let owes = |server: &Rc<Server>| {
+            server.alone.get() > 0 || server.connections().any(|connection| connection.owes() > 0)
+        };
+        !self.waiting.borrow().is_empty() || self.servers.iter().any(owes)
+    }
+
+    /// Asks another server too what one takes unusually long for.
+    fn hedge(self: &Rc<Self>, index: usize, connection: &Connection, now: Instant) {
+        let after = self.servers[index].rtt.hedge_after().min(self.settings.timeout / 2);
+        let Some(then) = now.checked_sub(after) else {
             return;
-        }
-        let mut failed = self.failed.borrow_mut();
-        if failed.as_ref().is_none_or(|before| before.error != *error) {
-            warn!(%error, "upstream failed");
-        }
-        let times = failed.as_ref().map_or(0, |before| before.times).saturating_add(1);
-        *failed = Some(Failed { at: Instant::now(), times, error: error.clone() });
-    }
-}
-
-impl Failed {
-    fn pause(&self) -> Duration {
-        match self.error {
-            ConnectionError::Tls { .. }
-            | ConnectionError::Silent { .. }
-            | ConnectionError::Unreachable { .. } => LONG_PAUSE,
-            ConnectionError::Io { .. }
-            | ConnectionError::Closed { .. }
-            | ConnectionError::Junk { .. }
-            | ConnectionError::Full { .. } => PAUSE,
+        };
+        for query in connection.debts(then) {
+            if self.hedges.get() < QUERIES_PER_HEDGE || !self.ask_elsewhere(index, &query, now) {
+                return;
+            }
+            self.hedges.update(|parts| parts - QUERIES_PER_HEDGE);
         }
     }
-}
 
-fn timed_out(last: Option<ConnectionError>) -> ExchangeError {
-    last.map_or(ExchangeError::Timeout, ExchangeError::Connection)
+    /// Asks another server all that a suspected one owes.
+    pub(super) fn rescue(self: &Rc<Self>, index: usize, connection: &Connection, now: Instant) {
+        for query in connection.debts(now) {
+            if !self.ask_elsewhere(index, &query, now) {
+                return;
+            }
+        }
+    }
+
+    /// Asks a trusted server too; whether there is one.
+    fn ask_elsewhere(self: &Rc<Self>, index: usize, query: &Rc<Outstanding>, now: Instant) -> bool {
+        let other = self.choose(Some(index)).filter(|other| {
+            self.servers[*other].is_trusted() && !self.servers[*other].suspected.get()
+        });
+        let connection = other.and_then(|other| Some((other, self.connection(other, now)?)));
+        connection.is_some_and(|(other, connection)| {
+            query.hedged.set(true);
+            self.submit(other, &connection, query, now);
+            true
+        })
+    }
+
+    /// Why a query was not answered in time.
+    pub(super) fn late(&self, index: usize) -> ExchangeError {
+        let error = self.servers[index].last_error();
+        error.map_or(ExchangeError::Timeout, ExchangeError::Connection)
+    }
 }

@@ -27,8 +27,9 @@ use contenders::{Contender, LISTEN, NAME};
 use dns_proxy_tests::{Identity, Netns, Pki, process::Process, require_root_and_bpf};
 use figures::Figures;
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags, ppoll},
     sched::{CpuSet, sched_setaffinity},
+    sys::time::TimeSpec,
     unistd::Pid,
 };
 use rustls::{ServerConfig, crypto::ring};
@@ -47,6 +48,8 @@ const WARM_UP: Duration = Duration::from_millis(500);
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// After this of a run its event happens.
 const EVENT_AFTER: Duration = Duration::from_secs(1);
+/// How long nothing may happen before somebody looks whether the forwarder still runs.
+const IDLE: Duration = Duration::from_millis(10);
 /// How long a refusing upstream refuses.
 const REFUSAL: Duration = Duration::from_secs(4);
 
@@ -156,6 +159,7 @@ impl Stand {
                 sched_setaffinity(Pid::from_raw(0), &set)
             };
             core(CORE)?;
+            take_precedence()?;
             let addresses: Vec<SocketAddr> = UPSTREAMS[..scenario.upstreams]
                 .iter()
                 .map(|a| a.parse())
@@ -306,14 +310,13 @@ impl Bench {
             bail!("it ended: {status}");
         }
         let next = self.servers.iter().filter_map(Server::next).chain(clients.next()).min();
-        // Less than poll can wait for is waited for by looking again.
-        let sleep = next.map_or(10, |next| next.saturating_duration_since(now).as_millis().min(10));
+        let sleep = next.map_or(IDLE, |next| next.saturating_duration_since(now).min(IDLE));
         let far: Vec<_> = self.servers.iter().map(Server::descriptor).collect();
         let near = clients.descriptor();
         let mut fds: Vec<_> =
             far.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
         fds.push(PollFd::new(near.as_fd(), PollFlags::POLLIN));
-        poll(&mut fds, PollTimeout::try_from(sleep as i32)?)?;
+        ppoll(&mut fds, Some(TimeSpec::from_duration(sleep)), None)?;
         Ok(())
     }
 
@@ -364,6 +367,15 @@ impl Bench {
         }
         Ok(Duration::from_nanos(nanoseconds))
     }
+}
+
+/// Whoever else is on this machine has to wait, as for the forwarders.
+fn take_precedence() -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads the one structure that it is given.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const parameters) };
+    ensure!(result == 0, "sched_setscheduler: {}", std::io::Error::last_os_error());
+    Ok(())
 }
 
 fn server_config(identity: &Identity) -> Result<ServerConfig> {

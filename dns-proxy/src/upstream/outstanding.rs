@@ -1,0 +1,165 @@
+//! A query that waits for its answer, wherever it was sent and however often.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use tokio::time::Instant;
+
+use super::ExchangeError;
+use crate::wire::{self, HEADER_LEN, Question, flag, rcode};
+
+/// What whoever asked gets.
+type Outcome = Result<Vec<u8>, ExchangeError>;
+
+/// Shared by whoever waits for the answer and by all who owe it: connections, or the pool while
+/// there is none. One thread, so no locks.
+pub(super) struct Outstanding {
+    message: Vec<u8>,
+    question_end: usize,
+    /// When an answer is of no use any more.
+    pub(super) deadline: Instant,
+    /// When it was given to a connection last.
+    pub(super) sent: Cell<Instant>,
+    /// How many connections owe it.
+    pub(super) owed_by: Cell<u8>,
+    /// The upstream that was asked last, by its index.
+    pub(super) asked: Cell<usize>,
+    /// It was asked of another upstream too.
+    pub(super) hedged: Cell<bool>,
+    /// How many connections ended with it unanswered and without having answered anything.
+    pub(super) suspicion: Cell<u8>,
+    state: RefCell<State>,
+}
+
+enum State {
+    Waiting(Option<Waker>),
+    Settled(Outcome),
+    /// The outcome was taken, or nobody wants it any more.
+    Over,
+}
+
+/// Resolves to the outcome; dropping it calls the query off.
+pub(super) struct Answer(Rc<Outstanding>);
+
+impl Outstanding {
+    /// A query, and the answer to it.
+    pub(super) fn new(message: Vec<u8>, now: Instant, deadline: Instant) -> (Rc<Self>, Answer) {
+        let query = Rc::new(Self {
+            question_end: Question::read(&message).map_or(HEADER_LEN, |question| question.end),
+            message,
+            deadline,
+            sent: Cell::new(now),
+            owed_by: Cell::new(0),
+            asked: Cell::new(0),
+            hedged: Cell::new(false),
+            suspicion: Cell::new(0),
+            state: RefCell::new(State::Waiting(None)),
+        });
+        (Rc::clone(&query), Answer(query))
+    }
+
+    /// The message; its transaction id is the client's.
+    pub(super) fn message(&self) -> &[u8] {
+        &self.message
+    }
+
+    /// Whether a message with the right transaction id answers it (RFC 5452 section 9.1). Errors may
+    /// come without the question.
+    pub(super) fn is_answered_by(&self, message: &[u8]) -> bool {
+        match wire::counts(message) {
+            Some([0, 0, ..]) => message[3] & flag::RCODE != rcode::NOERROR,
+            Some([1, ..]) => Question::read(message).is_some_and(|read| {
+                let question = &self.message[HEADER_LEN..self.question_end];
+                Question::same(&message[HEADER_LEN..read.end], question)
+            }),
+            _ => false,
+        }
+    }
+
+    /// Somebody still waits for it.
+    pub(super) fn is_wanted(&self) -> bool {
+        matches!(*self.state.borrow(), State::Waiting(_))
+    }
+
+    /// Tells whoever waits, unless that was done before.
+    pub(super) fn settle(&self, outcome: Outcome) {
+        let mut state = self.state.borrow_mut();
+        if let State::Waiting(waker) = &mut *state {
+            let waker = waker.take();
+            *state = State::Settled(outcome);
+            drop(state);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl Future for Answer {
+    type Output = Outcome;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        let mut state = self.0.state.borrow_mut();
+        match std::mem::replace(&mut *state, State::Over) {
+            State::Settled(outcome) => Poll::Ready(outcome),
+            State::Waiting(_) => {
+                *state = State::Waiting(Some(context.waker().clone()));
+                Poll::Pending
+            }
+            State::Over => Poll::Ready(Err(ExchangeError::Timeout)),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        *self.0.state.borrow_mut() = State::Over;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const QUERY: &[u8] = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+
+    fn outstanding() -> (Rc<Outstanding>, Answer) {
+        let now = Instant::now();
+        Outstanding::new(QUERY.to_vec(), now, now + Duration::from_secs(1))
+    }
+
+    fn reply(question: &[u8], rcode: u8) -> Vec<u8> {
+        let counts = [0, u8::from(!question.is_empty()), 0, 0, 0, 0, 0, 0];
+        [&[0, 0, 0x81, 0x80 | rcode], &counts[..], question].concat()
+    }
+
+    #[test]
+    fn an_answer_has_the_question_unless_it_is_an_error() {
+        let (query, _answer) = outstanding();
+        assert!(query.is_answered_by(&reply(b"\x01A\0\0\x01\0\x01", 0)));
+        assert!(!query.is_answered_by(&reply(b"\x01b\0\0\x01\0\x01", 0)));
+        assert!(query.is_answered_by(&reply(b"", rcode::SERVFAIL)));
+        assert!(!query.is_answered_by(&reply(b"", rcode::NOERROR)));
+    }
+
+    #[test]
+    fn a_query_is_settled_once_and_called_off_by_dropping_its_answer() {
+        let (query, answer) = outstanding();
+        query.settle(Ok(vec![1]));
+        query.settle(Ok(vec![2]));
+        assert!(!query.is_wanted());
+        let mut context = Context::from_waker(Waker::noop());
+        assert_eq!(Pin::new(&mut { answer }).poll(&mut context), Poll::Ready(Ok(vec![1])));
+
+        let (query, answer) = outstanding();
+        assert!(query.is_wanted());
+        drop(answer);
+        assert!(!query.is_wanted());
+    }
+}

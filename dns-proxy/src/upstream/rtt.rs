@@ -1,0 +1,106 @@
+//! How long an upstream takes to answer, learned from its answers.
+
+use std::{cell::Cell, time::Duration};
+
+/// No less than this is waited for a sign of life, however near the upstream is: on a busy machine
+/// either side may be off its core for so long.
+const MIN_PATIENCE: Duration = Duration::from_millis(8);
+/// While nothing is known (RFC 6298 section 2.1 says a second).
+const INITIAL_PATIENCE: Duration = Duration::from_millis(400);
+/// No answer is asked for twice before this.
+const MIN_HEDGE: Duration = Duration::from_millis(50);
+/// After this one is, however slow the upstream usually is.
+const MAX_HEDGE: Duration = Duration::from_secs(1);
+/// By how much the estimate of the 95th percentile moves at once.
+const STEP: f64 = 0.02;
+
+/// Estimates for one upstream; nothing is known at first.
+#[derive(Debug, Default)]
+pub(super) struct Rtt(Cell<Option<Estimate>>);
+
+/// In seconds.
+#[derive(Clone, Copy, Debug)]
+struct Estimate {
+    /// Smoothed time of the quickest answers, and how much that varies (RFC 6298 section 2).
+    smoothed: f64,
+    variation: f64,
+    /// About one answer in twenty takes longer than this.
+    slow: f64,
+}
+
+impl Rtt {
+    /// Notes how long the quickest of the answers that came at once took. It is the road's time, or
+    /// nearly, where slower ones had to be looked up.
+    pub(super) fn quickest(&self, took: Duration) {
+        let took = took.as_secs_f64();
+        self.0.set(Some(match self.0.get() {
+            None => Estimate { smoothed: took, variation: took / 2.0, slow: took * 2.0 },
+            Some(mut estimate) => {
+                // What was looked up says nothing of the road.
+                let sample = took.min(estimate.smoothed * 2.0);
+                let error = sample - estimate.smoothed;
+                estimate.smoothed += error / 8.0;
+                estimate.variation += (error.abs() - estimate.variation) / 4.0;
+                estimate
+            }
+        }));
+    }
+
+    /// Notes how long any answer took.
+    pub(super) fn answer(&self, took: Duration) {
+        if let Some(mut estimate) = self.0.get() {
+            let step = STEP * estimate.slow;
+            let up = took.as_secs_f64() > estimate.slow;
+            // In balance when one in twenty is above.
+            estimate.slow += if up { step } else { -step / 19.0 };
+            estimate.slow = estimate.slow.max(estimate.smoothed);
+            self.0.set(Some(estimate));
+        }
+    }
+
+    /// How long a connection that owes answers may be silent before one wonders.
+    pub(super) fn patience(&self) -> Duration {
+        self.0.get().map_or(INITIAL_PATIENCE, |estimate| {
+            let spread = (4.0 * estimate.variation).max(estimate.smoothed / 4.0);
+            Duration::from_secs_f64(estimate.smoothed + spread).max(MIN_PATIENCE)
+        })
+    }
+
+    /// After how long without an answer another upstream is asked too: few answers take so long.
+    pub(super) fn hedge_after(&self) -> Duration {
+        self.0.get().map_or(MAX_HEDGE, |estimate| {
+            Duration::from_secs_f64(estimate.slow * 2.0).clamp(MIN_HEDGE, MAX_HEDGE)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRIP: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn patience_follows_the_round_trip_and_not_slow_names() {
+        let rtt = Rtt::default();
+        assert_eq!(rtt.patience(), INITIAL_PATIENCE);
+        (0..100).for_each(|_| rtt.quickest(TRIP));
+        assert!((TRIP..TRIP * 3 / 2).contains(&rtt.patience()), "{:?}", rtt.patience());
+        rtt.quickest(Duration::from_secs(1));
+        assert!(rtt.patience() < TRIP * 4, "{:?}", rtt.patience());
+    }
+
+    #[test]
+    fn few_answers_are_slower_than_the_time_to_hedge() {
+        let rtt = Rtt::default();
+        rtt.quickest(TRIP);
+        let slow = Duration::from_millis(300);
+        for number in 0..10_000 {
+            rtt.answer(if number % 100 < 10 { slow } else { TRIP });
+        }
+        // A tenth is slow: it is not waited for less than that.
+        assert!((slow..=MAX_HEDGE).contains(&rtt.hedge_after()), "{:?}", rtt.hedge_after());
+        (0..10_000).for_each(|_| rtt.answer(TRIP));
+        assert_eq!(rtt.hedge_after(), MIN_HEDGE);
+    }
+}
