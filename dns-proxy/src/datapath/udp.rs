@@ -1,185 +1,144 @@
-//! Datagrams in and out of one socket, each with its local address (IP_PKTINFO): the query's tells
-//! which nameserver was meant, and the answer must leave from the same.
+//! DNS over UDP: one task for each socket, which receives, waits for answers and sends them in
+//! batches.
 
-use std::{
-    io::{self, IoSlice, IoSliceMut},
-    net::{IpAddr, SocketAddr, UdpSocket},
-    os::fd::AsRawFd as _,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::RefCell, io, net::UdpSocket, rc::Rc, time::Duration};
 
-use nix::{
-    cmsg_space,
-    libc::{in_pktinfo, in6_pktinfo},
-    sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
-    },
-};
-use tokio::{
-    io::unix::AsyncFd,
-    task::{JoinSet, yield_now},
-    time::sleep,
-};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use tokio::{io::unix::AsyncFd, task::yield_now, time::sleep};
 use tracing::{debug, warn};
 
 use super::{
+    batch::{self, BATCH, Inbox, Path},
     gate::Gate,
     handler::{Handler, InFlight},
-    query::MAX_QUERY_LEN,
     response::Room,
 };
 use crate::polled::Polled;
 
-/// Datagrams handled before other tasks of the worker get their turn.
-const BATCH: usize = 64;
 /// How long a socket that fails is left alone.
 const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 
-/// A datagram's way: who sent it to which of our addresses.
-#[derive(Clone, Copy)]
-struct Path {
-    client: SocketAddr,
-    local: IpAddr,
-    /// Device it came in by; the way back to a link-local client.
-    ifindex: u32,
-}
+/// An answer and where it goes.
+type Answer = (Vec<u8>, Path);
 
-/// Serves a bound socket, which must be non-blocking and have `IP_PKTINFO` or `IPV6_RECVPKTINFO`
-/// on, until the task is dropped, and with it every query that came this way.
-///
-/// # Errors
-/// The runtime cannot watch the socket.
-pub async fn serve(
-    socket: UdpSocket,
+/// A bound socket and all that its queries are answered with.
+pub struct Datagrams {
+    socket: AsyncFd<Polled<UdpSocket>>,
+    inbox: Rc<RefCell<Inbox>>,
     gate: Rc<Gate>,
     handler: Rc<Handler>,
     room: Room,
     in_flight: InFlight,
-) -> io::Result<()> {
-    let socket = Rc::new(Polled::register(socket)?);
-    let mut queries = JoinSet::new();
-    loop {
-        let mut ready = socket.readable().await?;
-        for _ in 0..BATCH {
-            // One octet more than a query may have, so that a longer one shows.
-            let mut buffer = [0; MAX_QUERY_LEN + 1];
-            let (len, path) = match ready.try_io(|socket| receive(socket.get_ref(), &mut buffer)) {
-                Ok(Ok(Some(received))) => received,
-                Ok(Ok(None)) => continue,
+}
+
+impl Datagrams {
+    /// The socket must be non-blocking and have `IP_PKTINFO` or `IPV6_RECVPKTINFO` on.
+    ///
+    /// # Errors
+    /// The runtime cannot watch the socket.
+    pub fn new(
+        socket: UdpSocket,
+        inbox: Rc<RefCell<Inbox>>,
+        gate: Rc<Gate>,
+        handler: Rc<Handler>,
+        room: Room,
+        in_flight: InFlight,
+    ) -> io::Result<Self> {
+        Ok(Self { socket: Polled::register(socket)?, inbox, gate, handler, room, in_flight })
+    }
+
+    /// Serves the socket until the task is dropped, and with it every query that came this way.
+    ///
+    /// # Errors
+    /// The runtime can no longer watch the socket.
+    pub async fn serve(self: Rc<Self>) -> io::Result<()> {
+        let mut queries = FuturesUnordered::new();
+        let mut answers: Vec<Answer> = Vec::new();
+        loop {
+            let received = tokio::select! {
+                received = self.receive() => Some(received?),
+                Some(answer) = queries.next() => {
+                    answers.extend(answer);
+                    None
+                }
+            };
+            if received.is_some() {
+                for (message, path) in self.inbox.borrow().datagrams() {
+                    queries.extend(self.take(message, path, &mut answers));
+                }
+            }
+            // Queries that have just come are sent on, and answers that are there leave together.
+            while let Some(Some(answer)) = queries.next().now_or_never() {
+                answers.extend(answer);
+            }
+            self.send(&mut answers).await?;
+            if received == Some(BATCH) {
+                yield_now().await; // the upstream connections must get their turn
+            }
+        }
+    }
+
+    /// Receives what there is; how many datagrams.
+    async fn receive(&self) -> io::Result<usize> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            match ready.try_io(|socket| self.inbox.borrow_mut().receive(socket.get_ref())) {
+                Ok(Ok(count)) => {
+                    if count < BATCH {
+                        ready.clear_ready();
+                    }
+                    return Ok(count);
+                }
+                // An ICMP error for an answer that a client no longer wanted.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => {
                     // Short of memory, or the network is going: neither is the listener's end.
                     warn!(%error, "cannot receive");
                     sleep(RECEIVE_PAUSE).await;
-                    break;
                 }
-                Err(_would_block) => break,
-            };
-            if !gate.admits(path.client.ip(), path.local) {
-                handler.stats().denied.add();
-                continue;
+                Err(_would_block) => {}
             }
-            let Some(place) = in_flight.enter() else {
-                if let Some(answer) = handler.refuse(&buffer[..len]) {
-                    // Whoever floods us may miss it.
-                    let _: io::Result<()> = send_now(ready.get_inner(), &answer, path);
-                }
-                continue;
-            };
-            let message = buffer[..len].to_vec();
-            let (socket, handler) = (Rc::clone(&socket), Rc::clone(&handler));
-            queries.spawn_local(async move {
-                let _place = place;
-                if let Some(answer) = handler.handle(&message, room).await
-                    && let Err(error) = send(&socket, &answer, path).await
-                {
-                    debug!(%error, client = %path.client, "answer not sent");
-                }
-            });
         }
-        while queries.try_join_next().is_some() {}
-        yield_now().await;
     }
-}
 
-/// One datagram; `None` for one whose addresses are missing.
-fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<(usize, Path)>> {
-    let mut control = cmsg_space!(in6_pktinfo);
-    let mut slices = [IoSliceMut::new(buffer)];
-    let fd = socket.as_raw_fd();
-    let received =
-        match recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut control), MsgFlags::empty()) {
-            Ok(received) => received,
-            // An ICMP error for an answer that a client no longer wanted.
-            Err(nix::Error::ECONNREFUSED | nix::Error::EINTR) => return Ok(None),
-            Err(error) => return Err(error.into()),
+    /// What answers a message; nothing if nobody may ask, or no more.
+    fn take(
+        self: &Rc<Self>,
+        message: &[u8],
+        path: Path,
+        answers: &mut Vec<Answer>,
+    ) -> Option<impl Future<Output = Option<Answer>> + use<>> {
+        if !self.gate.admits(path.client.ip(), path.local) {
+            self.handler.stats().denied.add();
+            return None;
+        }
+        let Some(place) = self.in_flight.enter() else {
+            answers.extend(self.handler.refuse(message).map(|answer| (answer, path)));
+            return None;
         };
-    let local = received.cmsgs()?.find_map(|message| {
-        if let ControlMessageOwned::Ipv4PacketInfo(info) = message {
-            let addr = IpAddr::from(info.ipi_addr.s_addr.to_ne_bytes());
-            Some((addr, info.ipi_ifindex as u32))
-        } else if let ControlMessageOwned::Ipv6PacketInfo(info) = message {
-            Some((IpAddr::from(info.ipi6_addr.s6_addr), info.ipi6_ifindex))
-        } else {
-            None
-        }
-    });
-    let (Some(client), Some((local, ifindex))) =
-        (received.address.as_ref().and_then(socket_addr), local)
-    else {
-        return Ok(None);
-    };
-    Ok(Some((received.bytes, Path { client, local, ifindex })))
-}
-
-/// Sends an answer from the address that the query was sent to.
-async fn send(socket: &AsyncFd<Polled<UdpSocket>>, answer: &[u8], path: Path) -> io::Result<()> {
-    loop {
-        let mut ready = socket.writable().await?;
-        match ready.try_io(|socket| send_now(socket.get_ref(), answer, path)) {
-            Ok(sent) => return sent,
-            Err(_would_block) => {}
-        }
+        let (this, message) = (Rc::clone(self), message.to_vec());
+        Some(async move {
+            let _place = place;
+            Some((this.handler.handle(&message, this.room).await?, path))
+        })
     }
-}
 
-fn send_now(socket: &UdpSocket, answer: &[u8], path: Path) -> io::Result<()> {
-    let slices = [IoSlice::new(answer)];
-    let to = SockaddrStorage::from(path.client);
-    let fd = socket.as_raw_fd();
-    let sent = match path.local {
-        IpAddr::V4(local) => {
-            let mut info = in_pktinfo {
-                ipi_ifindex: 0,
-                ipi_spec_dst: nix::libc::in_addr { s_addr: u32::from_ne_bytes(local.octets()) },
-                ipi_addr: nix::libc::in_addr { s_addr: 0 },
-            };
-            if local.is_link_local() {
-                info.ipi_ifindex = path.ifindex as i32;
+    /// Sends answers; one that cannot be sent is given up.
+    async fn send(&self, answers: &mut Vec<Answer>) -> io::Result<()> {
+        let mut rest = &answers[..];
+        while let Some(((_, path), others)) = rest.split_first() {
+            let mut ready = self.socket.writable().await?;
+            match ready.try_io(|socket| batch::send(socket.get_ref(), rest)) {
+                Ok(Ok(sent)) => rest = &rest[sent..],
+                Ok(Err(error)) => {
+                    debug!(%error, client = %path.client, "answer not sent");
+                    rest = others;
+                }
+                Err(_would_block) => {}
             }
-            let control = [ControlMessage::Ipv4PacketInfo(&info)];
-            sendmsg(fd, &slices, &control, MsgFlags::empty(), Some(&to))
         }
-        IpAddr::V6(local) => {
-            let mut info = in6_pktinfo {
-                ipi6_addr: nix::libc::in6_addr { s6_addr: local.octets() },
-                ipi6_ifindex: 0,
-            };
-            if local.is_unicast_link_local() {
-                info.ipi6_ifindex = path.ifindex;
-            }
-            let control = [ControlMessage::Ipv6PacketInfo(&info)];
-            sendmsg(fd, &slices, &control, MsgFlags::empty(), Some(&to))
-        }
-    };
-    sent.map(|_| ()).map_err(io::Error::from)
-}
-
-fn socket_addr(addr: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = addr.as_sockaddr_in() {
-        return Some(SocketAddr::from((v4.ip(), v4.port())));
+        answers.clear();
+        Ok(())
     }
-    addr.as_sockaddr_in6().map(|v6| {
-        std::net::SocketAddrV6::new(v6.ip(), v6.port(), v6.flowinfo(), v6.scope_id()).into()
-    })
 }

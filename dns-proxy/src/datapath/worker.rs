@@ -1,6 +1,7 @@
 //! A thread of the query path: its own runtime, its own listeners, its own upstream connections.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     io,
     net::{TcpListener, UdpSocket},
@@ -19,11 +20,13 @@ use tokio::{
 use tracing::error;
 
 use super::{
+    batch::Inbox,
     gate::Gate,
     handler::{Handler, InFlight},
     response::Room,
     stats::Stats,
-    tcp, udp,
+    tcp,
+    udp::Datagrams,
 };
 use crate::upstream::{Pool, Settings};
 
@@ -141,10 +144,11 @@ struct Served {
 
 async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, handler: Rc<Handler>) {
     let mut served = HashMap::new();
+    let buffers = Rc::default();
     while let Some(command) = inbox.recv().await {
         match command {
             Command::Serve { id, sockets, gate, room } => {
-                served.insert(id, serve(sockets, gate, &handler, room));
+                served.insert(id, serve(sockets, gate, room, &handler, &buffers));
             }
             Command::Release { id } => {
                 served.remove(&id);
@@ -165,14 +169,25 @@ async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, handler: Rc<Handler>)
     }
 }
 
-fn serve(sockets: Sockets, gate: Gate, handler: &Rc<Handler>, room: Room) -> Served {
+fn serve(
+    sockets: Sockets,
+    gate: Gate,
+    room: Room,
+    handler: &Rc<Handler>,
+    inbox: &Rc<RefCell<Inbox>>,
+) -> Served {
     let gate = Rc::new(gate);
     let in_flight = InFlight::default();
     let mut tasks = JoinSet::new();
     for socket in sockets.udp {
-        let serving =
-            udp::serve(socket, Rc::clone(&gate), Rc::clone(handler), room, in_flight.clone());
-        tasks.spawn_local(async move { report("UDP", serving.await) });
+        let (inbox, gate, handler) = (Rc::clone(inbox), Rc::clone(&gate), Rc::clone(handler));
+        match Datagrams::new(socket, inbox, gate, handler, room, in_flight.clone()) {
+            Ok(socket) => {
+                let socket = Rc::new(socket);
+                tasks.spawn_local(async move { report("UDP", socket.serve().await) });
+            }
+            Err(error) => report("UDP", Err(error)),
+        }
     }
     for socket in sockets.tcp {
         let serving = tcp::serve(socket, Rc::clone(&gate), Rc::clone(handler), in_flight.clone());

@@ -190,7 +190,7 @@ impl Clients {
             Load::Pace(rate) if self.asking => {
                 Some(self.started + Duration::from_secs(1) * (self.paced as u32 + 1) / rate)
             }
-            _ => None,
+            Load::Pace(_) | Load::Window(_) => None,
         }
     }
 

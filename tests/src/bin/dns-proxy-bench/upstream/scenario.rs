@@ -54,6 +54,11 @@ fn best(peers: &[Figures], of: fn(&Figures) -> f64) -> f64 {
     peers.iter().map(of).fold(f64::NAN, f64::max)
 }
 
+/// Not so if there is no peer to compare with.
+fn below(ratio: f64, target: f64) -> bool {
+    ratio < target
+}
+
 fn p99_below(ours: &Figures, limit: f64) -> (String, bool) {
     (format!("0 lost, p99 <= {limit} ms"), ours.lost == 0.0 && ours.p99 <= limit)
 }
@@ -84,7 +89,7 @@ pub(super) fn all() -> Vec<Scenario> {
             ..steady("uncached, no delay, window 100", |ours, peers| {
                 let ratio = ours.rate / best(peers, |peer| peer.rate);
                 let text = format!("<= 9 us a query; x{ratio:.2} the best peer's rate (x2)");
-                (text, ours.cpu <= 9.0 && !(ratio < 2.0))
+                (text, ours.cpu <= 9.0 && !below(ratio, 2.0))
             })
         },
         Scenario {
@@ -93,7 +98,7 @@ pub(super) fn all() -> Vec<Scenario> {
             ..steady("uncached, 20 ms, window 2,000", |ours, peers| {
                 let ratio = ours.rate / best(peers, |peer| peer.rate);
                 let text = format!("0 lost; x{ratio:.2} the best peer's rate (x1.7)");
-                (text, ours.lost == 0.0 && !(ratio < 1.7))
+                (text, ours.lost == 0.0 && !below(ratio, 1.7))
             })
         },
         steady("1,000/s at 20 ms", |ours, _| {
