@@ -64,7 +64,8 @@ fn try_install(packages: &[&str]) -> Result<bool> {
         }
         for package; do
             case $package in
-                unbound | dnsdist) mask "$package.service" ;;
+                unbound | dnsdist | stubby) mask "$package.service" ;;
+                knot-resolver) mask kresd.target kres-cache-gc.service ;;
                 docker.io) mask docker.service docker.socket containerd.service ;;
             esac
         done

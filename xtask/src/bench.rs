@@ -16,17 +16,45 @@ pub(crate) enum Bench {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(7..))]
         rounds: Option<u32>,
     },
+    /// CPU, rate and latency of uncached queries over DNS-over-TLS, and what faults cost, beside
+    /// unbound, dnsdist, stubby and knot-resolver; takes ten minutes and more
+    Upstream {
+        /// How often everything is measured
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: Option<u32>,
+        /// Only forwarders whose name contains this
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
+        /// Only rows whose title contains this
+        #[arg(long, value_name = "TITLE")]
+        scenario: Option<String>,
+    },
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
-    setup::run(setup::Report::Changes, setup::Purpose::Demo)?;
+    let purpose = match bench {
+        Bench::Redirect { .. } => setup::Purpose::Demo,
+        Bench::Upstream { .. } => setup::Purpose::Bench,
+    };
+    setup::run(setup::Report::Changes, purpose)?;
     let mut command = demo::program("dns-proxy-bench")?;
+    command.arg(match bench {
+        Bench::Redirect { .. } => "redirect",
+        Bench::Upstream { .. } => "upstream",
+    });
+    let mut option = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            command.args([name, &value]);
+        }
+    };
     match bench {
         Bench::Redirect { rounds } => {
-            command.arg("redirect");
-            if let Some(rounds) = rounds {
-                command.args(["--rounds", &rounds.to_string()]);
-            }
+            option("--rounds", rounds.map(|rounds| rounds.to_string()));
+        }
+        Bench::Upstream { rounds, only, scenario } => {
+            option("--rounds", rounds.map(|rounds| rounds.to_string()));
+            option("--only", only.clone());
+            option("--scenario", scenario.clone());
         }
     }
     let error = command.exec();

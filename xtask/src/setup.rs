@@ -34,6 +34,8 @@ pub(crate) enum Purpose {
     Demo,
     /// That and every test.
     Tests,
+    /// To build everything and measure it beside other forwarders.
+    Bench,
 }
 
 /// Programs (or files, if they start with a slash), the Debian packages that bring them, and what
@@ -82,14 +84,24 @@ const TESTED_WITH: &[(&str, &[&str], &str)] = &[
     ("dockerd", &["docker.io"], "makes containers; its services stay off"),
 ];
 
+/// The programs that ours is measured beside, in the same way.
+const MEASURED_BESIDE: &[(&str, &[&str], &str)] = &[
+    ("taskset", &["util-linux"], "gives each forwarder a core"),
+    ("unbound", &["unbound"], "a forwarder; its service stays off"),
+    ("dnsdist", &["dnsdist"], "another; its service stays off"),
+    ("stubby", &["stubby"], "another; its service stays off"),
+    ("kresd", &["knot-resolver"], "another; its service stays off"),
+];
+
 /// Installs what is missing.
 pub(crate) fn run(report: Report, purpose: Purpose) -> Result<()> {
     let mut packages = Vec::new();
-    let tested_with = match purpose {
+    let further = match purpose {
         Purpose::Demo => &[],
         Purpose::Tests => TESTED_WITH,
+        Purpose::Bench => MEASURED_BESIDE,
     };
-    for (what, from, why) in REQUIREMENTS.iter().chain(tested_with) {
+    for (what, from, why) in REQUIREMENTS.iter().chain(further) {
         if exists(what) {
             found(report, what);
         } else {
