@@ -1,0 +1,186 @@
+//! The kernel programs and their maps; the only owner of aya.
+
+mod attach;
+mod error;
+mod events;
+mod tokens;
+
+use std::{
+    collections::HashMap as StdHashMap,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
+};
+use dns_proxy_common::{Counter, Device, GuardMode, Listener, Origin, Policy};
+use error::absent_is_fine;
+use tokens::TokenMaps;
+use tokio::task::JoinHandle;
+
+pub use attach::Attachment;
+pub use error::BpfError;
+pub use events::Events;
+
+use super::cgroup::CgroupId;
+use crate::{datapath::gate::Origins, upstream::Exempt};
+
+/// The object, as build.rs made or was given it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dns-proxy-ebpf"));
+
+/// The loaded programs and the maps that the control plane writes.
+pub struct Bpf {
+    programs: Ebpf,
+    guard: Option<GuardMode>,
+    scope: HashMap<MapData, u64, u32>,
+    ready: HashMap<MapData, u64, Listener>,
+    devices: HashMap<MapData, Device, u8>,
+    counters: PerCpuArray<MapData, u64>,
+    tokens: Arc<TokenMaps>,
+    exempt: Arc<ExemptMap>,
+    _logger: Option<JoinHandle<()>>,
+}
+
+struct ExemptMap(Mutex<SkStorage<MapData, u8>>);
+
+impl Bpf {
+    /// Loads the programs; nothing is attached yet. Without a `guard` there is none. With
+    /// `kernel_log`, they also write what they decide to our log.
+    ///
+    /// # Errors
+    /// Missing privileges, a kernel too old, or an object that is not ours.
+    pub fn load(guard: Option<GuardMode>, kernel_log: bool) -> Result<(Self, Events), BpfError> {
+        // Off means that the verifier removes the log statements.
+        let level: u8 = if kernel_log { aya_log::Level::Debug as u8 } else { 0 };
+        let guard_mode = guard.unwrap_or(GuardMode::On) as u8;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("AYA_LOG_LEVEL", &level, true)
+            .override_global("GUARD_MODE", &guard_mode, true)
+            .load(OBJECT)?;
+        let logger = if kernel_log { events::start_logger(&mut ebpf) } else { None };
+        attach::load(&mut ebpf)?;
+        let events = Events::of(&mut ebpf)?;
+        let bpf = Self {
+            scope: take(&mut ebpf, "SCOPE")?,
+            ready: take(&mut ebpf, "READY")?,
+            devices: take(&mut ebpf, "DEVICES")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            tokens: Arc::new(TokenMaps::of(&mut ebpf)?),
+            exempt: Arc::new(ExemptMap(Mutex::new(take(&mut ebpf, "EXEMPT")?))),
+            programs: ebpf,
+            guard,
+            _logger: logger,
+        };
+        Ok((bpf, events))
+    }
+
+    /// Whether there is a leak guard, which refuses tokens on their way to a wire.
+    pub fn is_guarded(&self) -> bool {
+        self.guard.is_some()
+    }
+
+    /// Whether the leak guard refuses what was not redirected.
+    pub fn guards(&self) -> bool {
+        self.guard == Some(GuardMode::On)
+    }
+
+    /// Makes the scope map say exactly this.
+    ///
+    /// # Errors
+    /// More cgroups than the map holds.
+    pub fn set_scope(&mut self, wanted: &StdHashMap<CgroupId, Policy>) -> Result<(), BpfError> {
+        let failed = |source| BpfError::Map { name: "SCOPE", source };
+        let present: StdHashMap<u64, u32> =
+            self.scope.iter().collect::<Result<_, _>>().map_err(failed)?;
+        for (cgroup, policy) in wanted {
+            if present.get(&cgroup.0) != Some(&(*policy as u32)) {
+                self.scope.insert(cgroup.0, *policy as u32, 0).map_err(failed)?;
+            }
+        }
+        for gone in present.keys().filter(|id| !wanted.contains_key(&CgroupId(**id))) {
+            absent_is_fine(self.scope.remove(gone)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the programs send a namespace's queries to its listener. Call it last.
+    ///
+    /// # Errors
+    /// More namespaces than the map holds.
+    pub fn set_ready(&mut self, netns: u64, listener: Listener) -> Result<(), BpfError> {
+        self.ready
+            .insert(netns, listener, 0)
+            .map_err(|source| BpfError::Map { name: "READY", source })
+    }
+
+    /// Takes a namespace out of service. Call it first.
+    ///
+    /// # Errors
+    /// The kernel refused; the namespace is then still in service.
+    pub fn clear_ready(&mut self, netns: u64) -> Result<(), BpfError> {
+        absent_is_fine(self.ready.remove(&netns))
+            .map_err(|source| BpfError::Map { name: "READY", source })
+    }
+
+    /// Lets sockets that are bound to a device be redirected. Call it once the route exists.
+    ///
+    /// # Errors
+    /// More devices than the map holds.
+    pub fn set_device(&mut self, device: Device) -> Result<(), BpfError> {
+        self.devices
+            .insert(device, 1, 0)
+            .map_err(|source| BpfError::Map { name: "DEVICES", source })
+    }
+
+    /// Refuses sockets that are bound to a device. Call it before the route goes.
+    ///
+    /// # Errors
+    /// The kernel refused; they are then still redirected.
+    pub fn clear_device(&mut self, device: &Device) -> Result<(), BpfError> {
+        absent_is_fine(self.devices.remove(device))
+            .map_err(|source| BpfError::Map { name: "DEVICES", source })
+    }
+
+    /// Frees the tokens of which `dead` says that nobody can use them any more.
+    ///
+    /// # Errors
+    /// The kernel refused a map operation.
+    pub fn reclaim(&self, dead: impl Fn(&Origin) -> bool) -> Result<usize, BpfError> {
+        self.tokens.reclaim(dead).map_err(|source| BpfError::Map { name: "TOKENS", source })
+    }
+
+    /// A counter's sum over all CPUs.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        // The index is in range by construction.
+        self.counters.get(&(counter as u32), 0).map_or(0, |cells| cells.iter().sum())
+    }
+
+    /// Marks sockets as our own.
+    pub fn exempt(&self) -> Arc<dyn Exempt> {
+        Arc::clone(&self.exempt) as Arc<dyn Exempt>
+    }
+
+    /// Looks tokens up.
+    pub fn origins(&self) -> Arc<dyn Origins> {
+        Arc::clone(&self.tokens) as Arc<dyn Origins>
+    }
+}
+
+impl Exempt for ExemptMap {
+    fn exempt(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        map.insert(&socket.as_raw_fd(), 1, 0).map_err(io::Error::other)
+    }
+}
+
+/// One map of the object.
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, BpfError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(BpfError::Missing(name))?;
+    map.try_into().map_err(|source| BpfError::Map { name, source })
+}
