@@ -37,6 +37,10 @@ pub enum Counter {
     NoToken,
     /// Refused: the daemon has not seen this cgroup yet, which may be selected.
     Undecided,
+    /// Refused: the daemon hangs or is dead, and is to fail closed.
+    DaemonDead,
+    /// Left alone, though of the scope: the daemon hangs, and is to fail open.
+    Unattended,
     /// The guard met a port-53 packet that leaves past the redirection, such as that of a socket
     /// connected before the daemon started; refused unless the guard only counts.
     GuardQuery,
@@ -50,7 +54,7 @@ pub enum Counter {
 
 impl Counter {
     /// All of them, in the order of their indices.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -67,6 +71,8 @@ impl Counter {
         Self::Transport,
         Self::NoToken,
         Self::Undecided,
+        Self::DaemonDead,
+        Self::Unattended,
         Self::GuardQuery,
         Self::GuardToken,
         Self::UnknownToken,
@@ -95,6 +101,8 @@ impl Counter {
             Self::Transport => "refused_transport",
             Self::NoToken => "refused_no_token",
             Self::Undecided => "refused_undecided",
+            Self::DaemonDead => "refused_daemon_dead",
+            Self::Unattended => "unattended",
             Self::GuardQuery => "guard_query",
             Self::GuardToken => "guard_token",
             Self::UnknownToken => "unknown_token",

@@ -32,6 +32,13 @@ pub const MAX_SCOPE: usize = 65_536;
 /// its ancestor at the last level.
 pub const MAX_CGROUP_DEPTH: i32 = 32;
 
+/// The age in nanoseconds at which the daemon's last beat no longer proves that it is alive.
+///
+/// A daemon that is scheduled at all has one of 2 s at most: it looks once a second at workers that
+/// each beat once a second. The rest is for machines so loaded that a thread waits for seconds: to
+/// take such a daemon for dead would be a leak if it is to fail open.
+pub const PULSE_LIMIT: u64 = 10_000_000_000;
+
 /// Bytes of the ring buffer that carries [`Event`]s to the daemon (a power of two, whole pages).
 pub const EVENTS_BYTES: usize = 1 << 16;
 
@@ -127,6 +134,16 @@ pub enum GuardMode {
     Count = 1,
     /// Refuses and counts them.
     On = 2,
+}
+
+/// What becomes of the scope's queries when the daemon is dead or hangs.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailMode {
+    /// They go where they would without us.
+    Open = 1,
+    /// They are refused.
+    Closed = 2,
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -15,7 +15,7 @@ use dns_proxy_common::{Counter, DNS_PORT, GuardMode, Token};
 
 use crate::{
     maps::{self, EXEMPT},
-    scope,
+    pulse, scope,
 };
 
 const PASS: i32 = 1;
@@ -47,6 +47,10 @@ pub(crate) fn judge(ctx: &SkBuffContext) -> i32 {
         return REFUSE;
     }
     if packet.port != Some(DNS_PORT) || scope::of_packet(skb).is_err() || is_exempt(skb) {
+        return PASS;
+    }
+    if pulse::check() == Err(Counter::Unattended) {
+        maps::count(Counter::Unattended);
         return PASS;
     }
     maps::count(Counter::GuardQuery);

@@ -18,6 +18,7 @@
 
 mod guard;
 mod maps;
+mod pulse;
 mod redirect;
 mod restore;
 mod scope;

@@ -48,6 +48,11 @@ pub(crate) static FREE_TOKENS: Queue<u32, { MAX_TOKENS as usize }> = Queue::new(
 #[btf_map]
 pub(crate) static QUOTA: HashMap<u64, u32, { MAX_TOKENS as usize }, NO_PREALLOC> = HashMap::new();
 
+/// When the daemon last proved that all its threads turn: nanoseconds of CLOCK_MONOTONIC. Written by
+/// the daemon.
+#[btf_map]
+pub(crate) static PULSE: Array<u64, 1> = Array::new();
+
 /// Outcomes by `Counter`, for each CPU.
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();

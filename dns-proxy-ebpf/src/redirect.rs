@@ -8,8 +8,8 @@ use dns_proxy_common::{Counter, DNS_PORT, Device, Event, Listener, Origin};
 
 use crate::{
     maps::{self, DEVICES, EVENTS, EXEMPT, READY},
-    scope,
-    sock_addr::{self, Sockaddr},
+    pulse, scope,
+    sock_addr::{self, Addr, Sockaddr},
     token,
 };
 
@@ -42,25 +42,16 @@ pub(crate) fn redirect<A: Sockaddr>(ctx: &SockAddrContext, hook: Counter) -> i32
 /// Sets the token address, or names the reason why not.
 #[inline(always)]
 fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
-    let addr = A::addr(ctx);
-    if addr.is_loopback() {
-        return Err(Counter::Loopback);
+    let asked = asked::<A>(ctx);
+    if matches!(asked, Ok(_) | Err(Counter::Undecided)) {
+        pulse::check()?;
     }
-    let protocol = sock_addr::protocol(ctx);
-    let answered = matches!(protocol, IPPROTO_UDP | IPPROTO_TCP | IPPROTO_MPTCP);
-    if addr.is_multicast() || !(answered || protocol == IPPROTO_UDPLITE) {
-        return Err(Counter::NotDns);
-    }
-    scope::of_task().inspect_err(|reason| {
+    let addr = asked.inspect_err(|reason| {
         if *reason == Counter::Undecided {
             announce(ctx, Event::CGROUP);
         }
     })?;
-    // SAFETY: the socket belongs to this context; its storage is only looked at for presence.
-    if !unsafe { EXEMPT.get_ptr_mut(ctx) }.is_null() {
-        return Err(Counter::Exempt);
-    }
-    if !answered {
+    if sock_addr::protocol(ctx) == IPPROTO_UDPLITE {
         return Err(Counter::Transport);
     }
     let origin = Origin {
@@ -94,6 +85,26 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     Ok(())
 }
 
+/// The nameserver out there that somebody of the scope asks, or the reason why this is no such query.
+#[inline(always)]
+fn asked<A: Sockaddr>(ctx: &SockAddrContext) -> Result<Addr, Counter> {
+    let addr = A::addr(ctx);
+    if addr.is_loopback() {
+        return Err(Counter::Loopback);
+    }
+    let protocol = sock_addr::protocol(ctx);
+    let asks = matches!(protocol, IPPROTO_UDP | IPPROTO_TCP | IPPROTO_MPTCP | IPPROTO_UDPLITE);
+    if addr.is_multicast() || !asks {
+        return Err(Counter::NotDns);
+    }
+    scope::of_task()?;
+    // SAFETY: the socket belongs to this context; its storage is only looked at for presence.
+    if !unsafe { EXEMPT.get_ptr_mut(ctx) }.is_null() {
+        return Err(Counter::Exempt);
+    }
+    Ok(addr)
+}
+
 /// Tells the daemon of something that it has not seen yet.
 #[inline(always)]
 fn announce(ctx: &SockAddrContext, unseen: u32) {
@@ -119,6 +130,7 @@ fn verdict(outcome: Counter) -> i32 {
         | Counter::Exempt
         | Counter::Loopback
         | Counter::NotDns
+        | Counter::Unattended
         | Counter::GuardQuery
         | Counter::GuardToken
         | Counter::UnknownToken
@@ -128,6 +140,7 @@ fn verdict(outcome: Counter) -> i32 {
         | Counter::DeviceBound
         | Counter::Transport
         | Counter::NoToken
-        | Counter::Undecided => REFUSE,
+        | Counter::Undecided
+        | Counter::DaemonDead => REFUSE,
     }
 }

@@ -134,8 +134,10 @@ impl App {
                 Counter::Transport,
                 Counter::NoToken,
                 Counter::Undecided,
+                Counter::DaemonDead,
             ]),
             guarded = kernel(&[Counter::GuardQuery, Counter::GuardToken]),
+            unattended = kernel(&[Counter::Unattended]),
             "stopped"
         );
         for counter in Counter::ALL {

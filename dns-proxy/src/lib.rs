@@ -12,5 +12,6 @@ pub mod datapath;
 pub mod duration;
 pub mod exec;
 mod polled;
+pub mod pulse;
 pub mod upstream;
 pub mod wire;

@@ -27,6 +27,7 @@ pub mod daemon;
 pub mod dns_server;
 pub mod dnsdist;
 pub mod dot_server;
+pub mod freeze;
 pub mod leftovers;
 pub mod log;
 pub mod mounts;

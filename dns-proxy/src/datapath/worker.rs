@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
-    task::{JoinSet, LocalSet},
+    task::{JoinSet, LocalSet, spawn_local},
     time::{Instant, sleep},
 };
 use tracing::error;
@@ -28,7 +28,10 @@ use super::{
     tcp,
     udp::Datagrams,
 };
-use crate::upstream::{Pool, Settings};
+use crate::{
+    pulse::Pulse,
+    upstream::{Pool, Settings},
+};
 
 /// How long nothing must have been in flight when draining: what clients have sent is then taken
 /// from the sockets, and what they were sent is read.
@@ -65,6 +68,7 @@ enum Command {
 pub struct Worker {
     commands: mpsc::UnboundedSender<Command>,
     stats: Arc<Stats>,
+    pulse: Arc<Pulse>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -78,11 +82,16 @@ impl Worker {
         let stats = Arc::new(Stats::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let worker_stats = Arc::clone(&stats);
+        let pulse = Arc::new(Pulse::new());
+        let worker_pulse = Arc::clone(&pulse);
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             let handler = Rc::new(Handler::new(Pool::new(settings), worker_stats));
-            LocalSet::new().block_on(&runtime, obey(inbox, handler));
+            LocalSet::new().block_on(&runtime, async {
+                spawn_local(async move { worker_pulse.keep().await });
+                obey(inbox, handler).await;
+            });
         })?;
-        Ok(Self { commands, stats, thread: Some(thread) })
+        Ok(Self { commands, stats, pulse, thread: Some(thread) })
     }
 
     /// Serves these sockets from now on.
@@ -115,6 +124,11 @@ impl Worker {
     /// What it did so far.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// When it last proved that it turns, on the clock of [`crate::pulse::now`].
+    pub fn last_beat(&self) -> u64 {
+        self.pulse.last()
     }
 
     fn send(&self, command: Command) {

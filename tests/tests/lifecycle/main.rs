@@ -3,5 +3,6 @@
 
 mod daemon;
 mod exec;
+mod hang;
 mod isolation;
 mod namespaces;

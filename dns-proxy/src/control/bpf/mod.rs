@@ -14,9 +14,9 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
 };
-use dns_proxy_common::{Counter, Device, GuardMode, Listener, Origin, Policy};
+use dns_proxy_common::{Counter, Device, FailMode, GuardMode, Listener, Origin, Policy};
 use error::absent_is_fine;
 use tokens::TokenMaps;
 use tokio::task::JoinHandle;
@@ -38,6 +38,7 @@ pub struct Bpf {
     scope: HashMap<MapData, u64, u32>,
     ready: HashMap<MapData, u64, Listener>,
     devices: HashMap<MapData, Device, u8>,
+    pulse: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
     tokens: Arc<TokenMaps>,
     exempt: Arc<ExemptMap>,
@@ -59,6 +60,7 @@ impl Bpf {
         let mut ebpf = EbpfLoader::new()
             .override_global("AYA_LOG_LEVEL", &level, true)
             .override_global("GUARD_MODE", &guard_mode, true)
+            .override_global("FAIL_MODE", &(FailMode::Open as u8), true)
             .load(OBJECT)?;
         let logger = if kernel_log { events::start_logger(&mut ebpf) } else { None };
         attach::load(&mut ebpf)?;
@@ -67,6 +69,7 @@ impl Bpf {
             scope: take(&mut ebpf, "SCOPE")?,
             ready: take(&mut ebpf, "READY")?,
             devices: take(&mut ebpf, "DEVICES")?,
+            pulse: take(&mut ebpf, "PULSE")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             tokens: Arc::new(TokenMaps::of(&mut ebpf)?),
             exempt: Arc::new(ExemptMap(Mutex::new(take(&mut ebpf, "EXEMPT")?))),
@@ -142,6 +145,14 @@ impl Bpf {
     pub fn clear_device(&mut self, device: &Device) -> Result<(), BpfError> {
         absent_is_fine(self.devices.remove(device))
             .map_err(|source| BpfError::Map { name: "DEVICES", source })
+    }
+
+    /// Says that the daemon was alive then, in nanoseconds of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// The kernel refused; the programs will soon take the daemon for dead.
+    pub fn beat(&mut self, at: u64) -> Result<(), BpfError> {
+        self.pulse.set(0, at, 0).map_err(|source| BpfError::Map { name: "PULSE", source })
     }
 
     /// Frees the tokens of which `dead` says that nobody can use them any more.

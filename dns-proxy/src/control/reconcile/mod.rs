@@ -25,7 +25,7 @@ use super::{
     netns::{Netns, NetnsId},
     watch::Watcher,
 };
-use crate::datapath::worker::Worker;
+use crate::{datapath::worker::Worker, pulse};
 
 /// How often everything is looked at, changed or not: what inotify does not tell, such as a
 /// process that moves to another namespace, is seen this late.
@@ -133,6 +133,7 @@ impl Control {
         let mut changed_at = Instant::now();
         let mut afterthoughts = AFTERTHOUGHTS.iter();
         loop {
+            self.beat();
             let afterthought = afterthoughts.as_slice().first();
             tokio::select! {
                 changed = self.watcher.changed() => {
@@ -195,6 +196,14 @@ impl Control {
     /// How many namespaces are in service.
     pub fn namespaces(&self) -> usize {
         self.namespaces.len()
+    }
+
+    /// Says that this loop turns, and when the last of the workers did.
+    fn beat(&mut self) {
+        let turned = self.workers.iter().map(Worker::last_beat).fold(pulse::now(), u64::min);
+        if let Err(error) = self.bpf.beat(turned) {
+            warn!(%error, "cannot say that we are alive");
+        }
     }
 
     fn sync(&mut self) -> Result<(), ControlError> {
@@ -284,6 +293,7 @@ impl Control {
             return Ok(());
         }
         let dir = self.tree.common_ancestor(&self.scope);
+        self.beat();
         match self.bpf.attach(&dir) {
             Ok(attachment) => {
                 info!(cgroup = %dir.display(), "programs attached");

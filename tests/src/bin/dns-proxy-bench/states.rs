@@ -188,6 +188,7 @@ impl Put {
 impl Loaded {
     fn new(guard: Option<GuardMode>, app: &Container) -> Result<Self> {
         let (mut bpf, events) = Bpf::load(guard, false)?;
+        bpf.beat(u64::MAX)?; // for good
         bpf.set_scope(&HashMap::from([(CgroupId(app.cgroup().id()?), Policy::SelectAll)]))?;
         let listener = Listener { port_be: LISTENER.to_be(), families: Listener::V4 };
         bpf.set_ready(app.netns().cookie()?, listener)?;
