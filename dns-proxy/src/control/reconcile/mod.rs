@@ -151,7 +151,9 @@ impl Control {
                     self.refresh(|_| true);
                     if swept.elapsed() >= SWEEP {
                         swept = Instant::now();
-                        self.sweep()?;
+                        if let Err(error) = self.sweep() {
+                            warn!(%error, "cannot free tokens; trying again");
+                        }
                         // Somebody may have removed a route, which the monitors do not tell.
                         let all: Vec<_> = self.namespaces.keys().copied().collect();
                         all.into_iter().for_each(|id| self.follow(id));
@@ -172,7 +174,10 @@ impl Control {
                     continue;
                 }
             }
-            self.sync()?;
+            // Whoever is served stays so. To end here would help nobody.
+            if let Err(error) = self.sync() {
+                warn!(%error, "not all is as the scope asks; trying again");
+            }
         }
     }
 
@@ -218,7 +223,7 @@ impl Control {
         let inhabited = inhabited(&survey);
         let named: HashMap<_, _> = named::list().into_iter().collect();
         // First, so that what is selected is refused rather than passed until it can be served.
-        self.bpf.set_scope(&policies(&survey, self.select()))?;
+        let scoped = self.bpf.set_scope(&policies(&survey, self.select()));
         self.serve_new(&inhabited, &named);
         // A namespace is often made long before its `lo` comes up.
         self.refresh(|namespace| !namespace.is_complete());
@@ -233,8 +238,10 @@ impl Control {
             }
         }
         self.members = members;
-        self.attach()?;
-        self.release_gone(&inhabited, &named)
+        let attached = self.attach();
+        self.release_gone(&inhabited, &named);
+        scoped?;
+        attached
     }
 
     /// What a selected cgroup is to the programs. By what may be excluded, not by what is now: a
@@ -298,11 +305,6 @@ impl Control {
             Ok(attachment) => {
                 info!(cgroup = %dir.display(), "programs attached");
                 self.attached = Some((dir, attachment));
-                Ok(())
-            }
-            // It may have gone in this very moment; the next round finds another.
-            Err(error) if self.attached.is_some() => {
-                warn!(%error, "cannot attach; trying again");
                 Ok(())
             }
             Err(error) => Err(error.into()),

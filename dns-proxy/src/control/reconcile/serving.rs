@@ -176,7 +176,7 @@ impl Control {
         &mut self,
         inhabited: &HashMap<NetnsId, u32>,
         named: &HashMap<NetnsId, PathBuf>,
-    ) -> Result<(), ControlError> {
+    ) {
         let mut gone = Vec::new();
         let everybody = LazyCell::new(Netns::of_all);
         for (id, served) in &mut self.namespaces {
@@ -191,22 +191,32 @@ impl Control {
                 gone.push(*id);
             }
         }
-        gone.into_iter().try_for_each(|id| self.release(id))
+        gone.into_iter().for_each(|id| self.release(id));
     }
 
-    pub(super) fn release(&mut self, id: NetnsId) -> Result<(), ControlError> {
-        let Some(served) = self.namespaces.remove(&id) else {
-            return Ok(());
+    fn release(&mut self, id: NetnsId) {
+        let Some(served) = self.namespaces.get(&id) else {
+            return;
         };
         let cookie = served.namespace.cookie();
-        self.bpf.clear_ready(cookie)?;
+        if let Err(error) = self.bpf.clear_ready(cookie) {
+            // Its listener must not go before that.
+            warn!(%error, netns = id.0, "cannot let go of this namespace; trying again");
+            return;
+        }
         for device in served.namespace.devices() {
-            self.bpf.clear_device(device)?;
+            if let Err(error) = self.bpf.clear_device(device) {
+                // Without an entry in the ready map nobody gets as far as this one.
+                warn!(%error, netns = id.0, device = device.index, "entry left in a map");
+            }
         }
         self.workers[served.worker].release(served.listener);
-        let tokens = self.bpf.reclaim(|origin| origin.netns == cookie)?;
-        info!(netns = id.0, tokens, "namespace released");
-        Ok(())
+        self.namespaces.remove(&id);
+        let tokens = self.bpf.reclaim(|origin| origin.netns == cookie);
+        match tokens {
+            Ok(tokens) => info!(netns = id.0, tokens, "namespace released"),
+            Err(error) => warn!(%error, netns = id.0, "namespace released, but not its tokens"),
+        }
     }
 
     /// Breaks what was connected before it could be redirected. The kernel walks its whole table of
