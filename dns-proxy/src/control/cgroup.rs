@@ -1,7 +1,7 @@
 //! The cgroup v2 tree: which directories the scope selects, and who is in them.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -21,6 +21,29 @@ pub struct Scope {
     pub select: Vec<CgroupPattern>,
     /// `--exclude-cgroup`; wins.
     pub exclude: Vec<CgroupPattern>,
+}
+
+impl Scope {
+    /// Whether there can be a cgroup that both select. May say yes where that is hard to tell.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let excluded = |pattern| {
+            let mut exclude = self.exclude.iter().chain(&other.exclude);
+            exclude.any(|exclude| exclude.covers(pattern))
+        };
+        let mut pairs = self.select.iter().flat_map(|a| other.select.iter().map(move |b| (a, b)));
+        pairs.any(|(a, b)| a.overlaps(b) && !excluded(a) && !excluded(b))
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let select: Vec<_> = self.select.iter().map(ToString::to_string).collect();
+        write!(f, "{}", select.join(", "))?;
+        for exclude in &self.exclude {
+            write!(f, " without {exclude}")?;
+        }
+        Ok(())
+    }
 }
 
 /// The scope, as it is on this host at one moment.
@@ -191,6 +214,21 @@ mod tests {
         }
         let tree = CgroupTree::new(root.path().to_owned());
         (root, tree)
+    }
+
+    #[test]
+    fn scopes_overlap_unless_one_excludes_what_the_other_selects() {
+        let cases = [
+            (scope(&["/"], &[]), scope(&["docker"], &[]), true),
+            (scope(&["/"], &["docker"]), scope(&["docker"], &[]), false),
+            (scope(&["/"], &["docker/a"]), scope(&["docker"], &[]), true),
+            (scope(&["/"], &["docker"]), scope(&["docker/a", "docker/b*"], &[]), false),
+            (scope(&["docker"], &[]), scope(&["kubepods.slice"], &[]), false),
+        ];
+        for (one, other, overlap) in cases {
+            assert_eq!(one.overlaps(&other), overlap, "{one} {other}");
+            assert_eq!(other.overlaps(&one), overlap, "{other} {one}");
+        }
     }
 
     #[test]

@@ -41,6 +41,17 @@ impl CgroupPattern {
         Self { levels: levels.map(|level| Level(vec![level.to_owned()])).collect() }
     }
 
+    /// Whether there can be a cgroup that both mean.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.levels.iter().zip(&other.levels).all(|(a, b)| a.overlaps(b))
+    }
+
+    /// Whether this means every cgroup that `other` means. May say no where that is hard to tell.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.levels.len() <= other.levels.len()
+            && self.levels.iter().zip(&other.levels).all(|(a, b)| a.covers(b))
+    }
+
     /// The part before the first level with a `*`.
     pub fn fixed_prefix(&self) -> PathBuf {
         self.levels.iter().map_while(Level::fixed).collect()
@@ -54,6 +65,26 @@ impl Level {
             [name] => Some(name),
             _ => None,
         }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        match (self.fixed(), other.fixed()) {
+            (Some(name), _) => other.matches(OsStr::new(name)),
+            (_, Some(name)) => self.matches(OsStr::new(name)),
+            // Between the ends there is room for what either wants.
+            (None, None) => {
+                let ([a, .., z], [b, .., y]) = (self.0.as_slice(), other.0.as_slice()) else {
+                    return true;
+                };
+                let starts = a.starts_with(b.as_str()) || b.starts_with(a.as_str());
+                starts && (z.ends_with(y.as_str()) || y.ends_with(z.as_str()))
+            }
+        }
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        let any = self.0.iter().all(String::is_empty);
+        any || self == other || other.fixed().is_some_and(|name| self.matches(OsStr::new(name)))
     }
 
     /// Whether a cgroup of this name matches.
@@ -136,6 +167,43 @@ mod tests {
         ];
         for (pattern, name, matches) in cases {
             assert_eq!(level(pattern).matches(OsStr::new(name)), matches, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn patterns_overlap_if_a_cgroup_can_match_both() {
+        let cases = [
+            ("/", "a", true),
+            ("a", "a/b", true),
+            ("a/b", "a/c", false),
+            ("a/*", "a", true),
+            ("a/x*", "a/xyz/deep", true),
+            ("a/x*", "a/y", false),
+            ("a/x*", "a/xy*", true),
+            ("a/*.scope", "a/*.service", false),
+            ("a/docker-*.scope", "a/*-7.scope", true),
+            ("*/b", "a/*", true),
+        ];
+        for (a, b, overlap) in cases {
+            let [left, right] = [a, b].map(|text| text.parse::<CgroupPattern>().expect(text));
+            assert_eq!(left.overlaps(&right), overlap, "{a} {b}");
+            assert_eq!(right.overlaps(&left), overlap, "{b} {a}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_covers_what_it_means_at_least() {
+        let cases = [
+            ("/", "a/b", true),
+            ("a", "a/b*", true),
+            ("a/b", "a", false),
+            ("a/*", "a/b/c", true),
+            ("a/b*", "a/b*", true),
+            ("a/b*", "a/c", false),
+        ];
+        for (a, b, covers) in cases {
+            let [left, right] = [a, b].map(|text| text.parse::<CgroupPattern>().expect(text));
+            assert_eq!(left.covers(&right), covers, "{a} {b}");
         }
     }
 
