@@ -17,6 +17,7 @@
 )]
 
 mod guard;
+mod lifeline;
 mod maps;
 mod pulse;
 mod redirect;
@@ -30,6 +31,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use dns_proxy_common::Counter;
+use maps::{LIVE_CONNECT4, LIVE_CONNECT6, LIVE_SENDMSG4, LIVE_SENDMSG6};
 use sock_addr::{Sockaddr4, Sockaddr6};
 
 /// TCP and connected UDP over IPv4.
@@ -54,6 +56,30 @@ fn sendmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(sendmsg6)]
 fn sendmsg6(ctx: SockAddrContext) -> i32 {
     redirect::redirect::<Sockaddr6>(&ctx, Counter::Sendmsg6)
+}
+
+/// Stands before [`connect4`] under `--fail closed`.
+#[cgroup_sock_addr(connect4)]
+fn closed_connect4(ctx: SockAddrContext) -> i32 {
+    lifeline::enter::<Sockaddr4>(&ctx, &LIVE_CONNECT4)
+}
+
+/// Stands before [`connect6`] under `--fail closed`.
+#[cgroup_sock_addr(connect6)]
+fn closed_connect6(ctx: SockAddrContext) -> i32 {
+    lifeline::enter::<Sockaddr6>(&ctx, &LIVE_CONNECT6)
+}
+
+/// Stands before [`sendmsg4`] under `--fail closed`.
+#[cgroup_sock_addr(sendmsg4)]
+fn closed_sendmsg4(ctx: SockAddrContext) -> i32 {
+    lifeline::enter::<Sockaddr4>(&ctx, &LIVE_SENDMSG4)
+}
+
+/// Stands before [`sendmsg6`] under `--fail closed`.
+#[cgroup_sock_addr(sendmsg6)]
+fn closed_sendmsg6(ctx: SockAddrContext) -> i32 {
+    lifeline::enter::<Sockaddr6>(&ctx, &LIVE_SENDMSG6)
 }
 
 /// The source that a received UDP datagram shows on an IPv4 socket.

@@ -1,7 +1,7 @@
 //! Every map, and who writes it.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, PerCpuArray, Queue, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf, SkStorage},
     macros::btf_map,
 };
 use dns_proxy_common::{
@@ -52,6 +52,20 @@ pub(crate) static QUOTA: HashMap<u64, u32, { MAX_TOKENS as usize }, NO_PREALLOC>
 /// the daemon.
 #[btf_map]
 pub(crate) static PULSE: Array<u64, 1> = Array::new();
+
+/// What redirects under `--fail closed`, while the daemon lives (see `lifeline`). One for each hook:
+/// a kernel may take programs of one attach type only.
+#[btf_map]
+pub(crate) static LIVE_CONNECT4: ProgramArray<1> = ProgramArray::new();
+/// As above.
+#[btf_map]
+pub(crate) static LIVE_CONNECT6: ProgramArray<1> = ProgramArray::new();
+/// As above.
+#[btf_map]
+pub(crate) static LIVE_SENDMSG4: ProgramArray<1> = ProgramArray::new();
+/// As above.
+#[btf_map]
+pub(crate) static LIVE_SENDMSG6: ProgramArray<1> = ProgramArray::new();
 
 /// Outcomes by `Counter`, for each CPU.
 #[btf_map]

@@ -16,15 +16,9 @@ pub(crate) fn check() -> Result<(), Counter> {
     // SAFETY: the helper takes nothing (5.11). The clock is that of the daemon's beats
     // (CLOCK_MONOTONIC), a tick behind at most.
     let age = unsafe { bpf_ktime_get_coarse_ns() }.saturating_sub(beat);
-    match (age <= PULSE_LIMIT, fails_closed()) {
-        (true, _) => Ok(()),
-        (false, true) => Err(Counter::DaemonDead),
-        (false, false) => Err(Counter::Unattended),
+    if age <= PULSE_LIMIT {
+        return Ok(());
     }
-}
-
-/// Whether queries are refused rather than let go without the daemon.
-#[inline(always)]
-pub(crate) fn fails_closed() -> bool {
-    FAIL_MODE.load() == FailMode::Closed as u8
+    let closed = FAIL_MODE.load() == FailMode::Closed as u8;
+    Err(if closed { Counter::DaemonDead } else { Counter::Unattended })
 }

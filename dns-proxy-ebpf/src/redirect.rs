@@ -13,7 +13,7 @@ use crate::{
     token,
 };
 
-const PASS: i32 = 1;
+pub(crate) const PASS: i32 = 1;
 /// The system call fails with EPERM.
 const REFUSE: i32 = 0;
 
@@ -34,6 +34,21 @@ pub(crate) fn redirect<A: Sockaddr>(ctx: &SockAddrContext, hook: Counter) -> i32
         Ok(()) => hook,
         Err(reason) => reason,
     };
+    conclude(ctx, outcome)
+}
+
+/// Refuses what would be redirected if the daemon lived.
+#[inline(always)]
+pub(crate) fn refuse<A: Sockaddr>(ctx: &SockAddrContext) -> i32 {
+    let outcome = match asked::<A>(ctx) {
+        Ok(_) | Err(Counter::Undecided) => Counter::DaemonDead,
+        Err(reason) => reason,
+    };
+    conclude(ctx, outcome)
+}
+
+#[inline(always)]
+fn conclude(ctx: &SockAddrContext, outcome: Counter) -> i32 {
     maps::count(outcome);
     debug!(ctx, "port 53, pid {}: outcome {}", ctx.tgid(), outcome as u32);
     verdict(outcome)

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use dns_proxy_common::Counter;
+use dns_proxy_common::{Counter, FailMode};
 use nix::{
     libc,
     sys::resource::{Resource, getrlimit, setrlimit},
@@ -14,7 +14,14 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::{Config, Plain},
-    control::{bpf::Bpf, cgroup::CgroupTree, mounts, reconcile::Control, sockets},
+    control::{
+        bpf::{Bpf, Pins},
+        cgroup::CgroupTree,
+        claim::{Claim, ClaimError},
+        mounts::{self, MountError},
+        reconcile::Control,
+        sockets,
+    },
     datapath::{
         gate::Gate,
         query::EDNS_UDP_SIZE,
@@ -34,6 +41,7 @@ const FIRST_PLAIN_LISTENER: u64 = 1 << 63;
 pub struct App {
     config: Config,
     control: Option<Control>,
+    claim: Option<Claim>,
     workers: Arc<[Worker]>,
 }
 
@@ -47,11 +55,12 @@ impl Exempt for NothingToExempt {
 }
 
 impl App {
-    /// Starts everything; when it returns, queries of the scope are encrypted.
+    /// Starts everything; when it returns, queries of the scope are encrypted. To fail closed takes a
+    /// claim.
     ///
     /// # Errors
     /// What is missing, and how to mend it.
-    pub fn start(config: Config) -> Result<Self> {
+    pub fn start(config: Config, mut claim: Option<Claim>) -> Result<Self> {
         raise_descriptor_limit();
         let settings = |exempt| Settings {
             upstreams: config.upstreams.clone(),
@@ -62,17 +71,23 @@ impl App {
         if config.scope.select.is_empty() {
             let workers = start_workers(&config, &settings(Arc::new(NothingToExempt)))?;
             serve_plain(&config.plain, &workers, &NothingToExempt)?;
-            return Ok(Self { config, control: None, workers });
+            return Ok(Self { config, control: None, claim, workers });
         }
         let root = mounts::cgroup2_root(config.cgroup_root.as_deref())?;
-        debug!(cgroup2 = %root.display(), bpffs = ?mounts::bpffs(), "mounts");
-        let (bpf, events) = Bpf::load(config.guard, config.kernel_log)?;
+        debug!(cgroup2 = %root.display(), "mounts");
+        let pins = match (&claim, config.fail) {
+            (Some(claim), FailMode::Closed) => Some(Pins::new(claim.dir(), &claim.inheritance())?),
+            _ => None,
+        };
+        let (bpf, events) = Bpf::load(config.guard, pins, config.kernel_log)?;
         let workers = start_workers(&config, &settings(bpf.exempt()))?;
         serve_plain(&config.plain, &workers, &*bpf.exempt())?;
         let tree = CgroupTree::new(root);
         let scope = config.scope.clone();
         let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers))?;
-        Ok(Self { config, control: Some(control), workers })
+        // Nobody has been without programs meanwhile.
+        claim.iter_mut().for_each(Claim::settle);
+        Ok(Self { config, control: Some(control), claim, workers })
     }
 
     /// Runs until something ends it.
@@ -102,8 +117,23 @@ impl App {
             Some(control) => control.stop(limit).await?,
             None => Worker::drain(&self.workers, limit).await,
         }
+        self.claim.iter_mut().for_each(Claim::withdraw);
         self.report();
         Ok(())
+    }
+
+    /// Ends after a failure, as it is to end when killed: who fails closed leaves the scope refused.
+    ///
+    /// # Errors
+    /// As [`App::stop`].
+    async fn fail(self) -> Result<()> {
+        match self.config.fail {
+            FailMode::Open => self.stop().await,
+            FailMode::Closed => {
+                self.report();
+                Ok(())
+            }
+        }
     }
 
     /// One line that says what was done.
@@ -154,7 +184,8 @@ pub async fn run(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut app = App::start(config)?;
+    let claim = claim(&config)?;
+    let mut app = App::start(config, claim)?;
     let namespaces = app.control.as_ref().map_or(0, Control::namespaces);
     info!(
         upstreams = %app.config.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
@@ -174,8 +205,29 @@ pub async fn run(config: Config) -> Result<()> {
         notify(&[NotifyState::Stopping]);
     };
     let ended = app.run_until(end).await;
-    app.stop().await?;
-    ended
+    match ended {
+        Ok(()) => app.stop().await,
+        Err(_) => app.fail().await.and(ended),
+    }
+}
+
+/// Takes a daemon's place on this host, if it intercepts anything.
+fn claim(config: &Config) -> Result<Option<Claim>> {
+    if config.scope.select.is_empty() {
+        return Ok(None);
+    }
+    let bpffs = mounts::bpffs();
+    if config.fail == FailMode::Closed && bpffs.is_none() {
+        return Err(MountError::NoBpffs.into());
+    }
+    match Claim::make(&config.scope, config.fail, bpffs.as_deref()) {
+        // On a host of which we may write nothing.
+        Err(ClaimError::Io { path, source }) if config.fail == FailMode::Open => {
+            warn!(%source, path, "cannot see whether another dns-proxy intercepts this scope");
+            Ok(None)
+        }
+        claim => Ok(Some(claim?)),
+    }
 }
 
 /// Tells the service manager, if one asked to be told.

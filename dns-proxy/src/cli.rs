@@ -53,6 +53,13 @@ pub struct RunArgs {
     #[arg(requires = "cgroup", help_heading = "Interception")]
     pub exclude_cgroup: Vec<CgroupPattern>,
 
+    /// What becomes of the scope's DNS when the daemon crashes or hangs: with `open` it goes on as if
+    /// we were not there; with `closed` it is refused until the daemon is started again, or what it
+    /// pinned in the bpf file system is removed. To stop the daemon opens in either case.
+    #[arg(long, value_name = "MODE", env = "DNS_PROXY_FAIL", default_value = "open")]
+    #[arg(requires_if("closed", "cgroup"), help_heading = "Interception")]
+    pub fail: Fail,
+
     /// Also serve plain UDP and TCP here, for clients that are pointed at us. Repeatable.
     #[arg(long, value_name = "ADDR:PORT", env = "DNS_PROXY_LISTEN", value_delimiter = ',')]
     #[arg(value_parser = listen_addr, help_heading = "Plain listeners")]
@@ -135,6 +142,15 @@ pub enum Guard {
     Off,
     /// Count only.
     Count,
+}
+
+/// `--fail`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fail {
+    /// As if we were not there.
+    Open,
+    /// Refuse.
+    Closed,
 }
 
 fn listen_addr(text: &str) -> Result<SocketAddr, String> {

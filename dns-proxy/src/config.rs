@@ -2,13 +2,13 @@
 
 use std::{env, net::SocketAddr, num::NonZero, path::PathBuf, sync::Arc, thread, time::Duration};
 
-use dns_proxy_common::GuardMode;
+use dns_proxy_common::{FailMode, GuardMode};
 use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::{
     addr::{DOT_PORT, UpstreamAddr},
-    cli::{Guard, RunArgs, SharedArgs},
+    cli::{Fail, Guard, RunArgs, SharedArgs},
     control::{
         cgroup::Scope,
         mounts::{self, MountError},
@@ -48,6 +48,8 @@ pub struct Config {
     pub workers: usize,
     /// What the leak guard does; `None` is off.
     pub guard: Option<GuardMode>,
+    /// What becomes of the scope's queries without the daemon.
+    pub fail: FailMode,
     /// Whether the kernel programs log.
     pub kernel_log: bool,
     /// What to intercept; nothing if it selects nothing.
@@ -88,6 +90,12 @@ pub enum ConfigError {
          nothing; turn one of them on"
     )]
     NothingToListen,
+    /// A guard that lets plaintext through.
+    #[error(
+        "--fail closed needs --guard on: without the guard, sockets that were connected while the \
+         daemon was gone could go on in plaintext"
+    )]
+    ClosedWithoutGuard,
     /// `--ca` and its kin.
     #[error(transparent)]
     Trust(#[from] TlsError),
@@ -104,6 +112,12 @@ impl Config {
     pub fn run(args: RunArgs) -> Result<Self, ConfigError> {
         let mut config = Self::exec(args.shared)?;
         config.scope = Scope { select: args.cgroup, exclude: args.exclude_cgroup };
+        if args.fail == Fail::Closed {
+            if config.guard != Some(GuardMode::On) {
+                return Err(ConfigError::ClosedWithoutGuard);
+            }
+            config.fail = FailMode::Closed;
+        }
         config.plain.listen = args.listen;
         if !config.plain.listen.is_empty() && !config.plain.udp && !config.plain.tcp {
             return Err(ConfigError::NothingToListen);
@@ -139,6 +153,7 @@ impl Config {
                 Guard::Count => Some(GuardMode::Count),
                 Guard::Off => None,
             },
+            fail: FailMode::Open,
             kernel_log: args.log == Some(tracing::Level::TRACE),
             scope: Scope::default(),
             plain: Plain {

@@ -64,7 +64,8 @@ pub async fn exec(mut config: Config, command: Vec<OsString>) -> Result<u8> {
     config.scope.select = vec![cgroup.pattern(&root)?];
     let files = getrlimit(Resource::RLIMIT_NOFILE)?;
     let inherit = Inherit { mask: unblocked, files };
-    let mut app = App::start(config)?;
+    // Nobody else can want a cgroup of our own.
+    let mut app = App::start(config, None)?;
     let status = app.run_until(supervise(&cgroup, command, &signals, inherit)).await;
     if status.is_err() {
         // Nothing of it may run on with nobody to encrypt its DNS.

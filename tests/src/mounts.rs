@@ -1,5 +1,5 @@
 //! A private view of the file system, as a container has one: its own `/etc/resolv.conf` and
-//! `/etc/nsswitch.conf`, its own `/run/dns-proxy`, no name service cache of the machine.
+//! `/etc/nsswitch.conf`, its own `/run/dns-proxy` and bpf file system, no name service cache of the machine.
 
 use crate::netns::{enter_before_exec, on_scratch_thread};
 use anyhow::{Context, Result};
@@ -16,6 +16,8 @@ use std::sync::Arc;
 const RUN_DIR: &str = "/run/dns-proxy";
 /// Where namespaces have names: every host of ours has its own.
 const NETNS_DIR: &str = "/run/netns";
+/// Where the daemon keeps what is to outlive it: every host of ours has its own.
+pub const BPFFS: &str = "/sys/fs/bpf";
 /// Where glibc looks for nscd before it asks anyone else.
 const NSCD_DIR: &str = "/run/nscd";
 /// Names are looked up as Debian does it, whatever the machine's own way.
@@ -62,6 +64,9 @@ impl Mounts {
         nsswitch_conf.write_all_at(NSSWITCH_CONF.as_bytes(), 0)?;
         mount_tmpfs(RUN_DIR)?;
         mount_tmpfs(NETNS_DIR)?;
+        // One of its own, gone with the namespace and all that is pinned in it.
+        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=700"))
+            .with_context(|| format!("mount a bpf file system over {BPFFS}"))?;
         if Path::new(NSCD_DIR).exists() {
             mount_tmpfs(NSCD_DIR)?;
         }

@@ -10,6 +10,7 @@
 pub mod anyip;
 pub mod bpf;
 pub mod cgroup;
+pub mod claim;
 pub mod device_routes;
 pub mod mounts;
 pub mod named;

@@ -7,7 +7,7 @@ use std::{
 
 use thiserror::Error;
 
-/// Why cgroup v2 cannot be used.
+/// Why a file system cannot be used.
 #[derive(Debug, Error)]
 pub enum MountError {
     /// `/proc` is not there or not readable.
@@ -23,6 +23,14 @@ pub enum MountError {
     /// The directory that was named is something else.
     #[error("--cgroup-root {0}: not a cgroup v2 directory (it has no cgroup.controllers file)")]
     NotCgroup2(PathBuf),
+    /// No bpf file system. We do not mount one: in a container, or a service with a mount namespace
+    /// of its own, it would go with the daemon.
+    #[error(
+        "--fail closed needs the bpf file system, which keeps the programs in place when the daemon \
+         is gone, and none is mounted; mount it (mount -t bpf bpf /sys/fs/bpf), or in a container \
+         pass the host's (-v /sys/fs/bpf:/sys/fs/bpf)"
+    )]
+    NoBpffs,
 }
 
 /// The root of cgroup v2: the directory that was named (and checked), else the first mount of its

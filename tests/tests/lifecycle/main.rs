@@ -1,6 +1,7 @@
 //! Birth and death: of the daemon, of namespaces, of commands run by `exec`; and who may come in
 //! meanwhile.
 
+mod closed;
 mod daemon;
 mod exec;
 mod hang;

@@ -1,18 +1,26 @@
 //! The programs on a cgroup's hooks.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf,
+    maps::{MapData, ProgramArray},
     programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program,
-        cgroup_skb::CgroupSkbLink, cgroup_sock_addr::CgroupSockAddrLink,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError,
+        cgroup_skb::CgroupSkbLink, cgroup_sock_addr::CgroupSockAddrLink, links::FdLink,
     },
+    sys::SyscallError,
 };
+use nix::libc;
+use tracing::warn;
 
 use super::{
     super::cgroup::{self, CgroupId},
-    Bpf, BpfError,
+    Bpf, BpfError, pins, take,
 };
 
 /// One program for each socket hook, by the name that it has in the object.
@@ -28,16 +36,34 @@ const PROGRAMS: [&str; 8] = [
     "sendmsg6",
 ];
 
+/// What stands on a hook under `--fail closed`.
+struct Closed {
+    /// The program that otherwise is there.
+    hook: &'static str,
+    /// The program that stays when the daemon dies.
+    name: &'static str,
+    /// Where it finds the other one while the daemon lives.
+    live: &'static str,
+}
+
+const CLOSED: [Closed; 4] = [
+    Closed { hook: "connect4", name: "closed_connect4", live: "LIVE_CONNECT4" },
+    Closed { hook: "connect6", name: "closed_connect6", live: "LIVE_CONNECT6" },
+    Closed { hook: "sendmsg4", name: "closed_sendmsg4", live: "LIVE_SENDMSG4" },
+    Closed { hook: "sendmsg6", name: "closed_sendmsg6", live: "LIVE_SENDMSG6" },
+];
+
 /// The leak guard's program.
 const GUARD: &str = "egress";
 
-/// The programs attached to one cgroup, until this is dropped.
+/// The programs attached to one cgroup, until this is dropped or, where they are pinned, detached.
 #[derive(Debug)]
 pub struct Attachment {
     cgroup: CgroupId,
     // Dropped first, and so detached first: the guard must not meet what is no longer redirected.
     _guard: Option<CgroupSkbLink>,
     _links: Vec<CgroupSockAddrLink>,
+    pinned: Option<PathBuf>,
 }
 
 /// Loads the programs into the kernel.
@@ -50,9 +76,22 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), BpfError> {
     guard_program(ebpf)?.load().map_err(refused)
 }
 
+/// Loads the programs that stay under `--fail closed`, and shows them those that do not.
+pub(super) fn load_closed(ebpf: &mut Ebpf) -> Result<Vec<ProgramArray<MapData>>, BpfError> {
+    let load = |Closed { hook, name, live }: &Closed| {
+        let refused = |source| BpfError::Program { name, source };
+        program(ebpf, name)?.load().map_err(refused)?;
+        let mut array: ProgramArray<MapData> = take(ebpf, live)?;
+        let full = array.set(0, program(ebpf, hook)?.fd().map_err(refused)?, 0);
+        full.map_err(|source| BpfError::Map { name: live, source })?;
+        Ok(array)
+    };
+    CLOSED.iter().map(load).collect()
+}
+
 impl Bpf {
     /// Attaches every program to the cgroup at `dir`. They run beside other tools' programs
-    /// (`BPF_F_ALLOW_MULTI` is implied by links) and die with the daemon.
+    /// (`BPF_F_ALLOW_MULTI` is implied by links) and die with the daemon, unless they are pinned.
     ///
     /// # Errors
     /// The cgroup is gone, or another tool holds it exclusively.
@@ -62,21 +101,33 @@ impl Bpf {
         let file = File::open(dir).map_err(failed)?;
         let mut links = Vec::with_capacity(PROGRAMS.len());
         for name in PROGRAMS {
-            let refused = |source| BpfError::Program { name, source };
-            let program = program(&mut self.programs, name)?;
+            let refused = |source| attach_error(dir, name, source);
+            let closed = CLOSED.iter().find(|closed| closed.hook == name && self.pins.is_some());
+            let program = program(&mut self.programs, closed.map_or(name, |closed| closed.name))?;
             let id = program.attach(&file, CgroupAttachMode::Single).map_err(refused)?;
             links.push(program.take_link(id).map_err(refused)?);
         }
         let mut guard = None;
         if self.guard.is_some() {
-            let refused = |source| BpfError::Program { name: GUARD, source };
+            let refused = |source| attach_error(dir, GUARD, source);
             let program = guard_program(&mut self.programs)?;
             let id = program
                 .attach(&file, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
                 .map_err(refused)?;
             guard = Some(program.take_link(id).map_err(refused)?);
         }
-        Ok(Attachment { cgroup, _guard: guard, _links: links })
+        match &self.pins {
+            None => Ok(Attachment { cgroup, _guard: guard, _links: links, pinned: None }),
+            Some(pins) => {
+                let dir = pins.attachment(cgroup)?;
+                let pinned = pin(&dir, guard, links);
+                if pinned.is_err() {
+                    detach(&dir);
+                }
+                pinned?;
+                Ok(Attachment { cgroup, _guard: None, _links: Vec::new(), pinned: Some(dir) })
+            }
+        }
     }
 }
 
@@ -85,6 +136,48 @@ impl Attachment {
     pub fn cgroup(&self) -> CgroupId {
         self.cgroup
     }
+
+    /// Takes the programs off, also where they would stay without us.
+    pub fn detach(self) {
+        if let Some(dir) = &self.pinned {
+            detach(dir);
+        }
+    }
+}
+
+/// Keeps links by pins.
+fn pin(
+    dir: &Path,
+    guard: Option<CgroupSkbLink>,
+    links: Vec<CgroupSockAddrLink>,
+) -> Result<(), BpfError> {
+    let links = PROGRAMS.into_iter().zip(links.into_iter().map(FdLink::try_from));
+    let guard = guard.map(|link| (GUARD, FdLink::try_from(link)));
+    for (name, link) in links.chain(guard) {
+        let path = dir.join(name);
+        let link = link.map_err(|_| BpfError::Missing("link"))?; // 5.7
+        link.pin(&path).map_err(|error| pins::failed(&path)(io::Error::other(error)))?;
+    }
+    Ok(())
+}
+
+fn detach(dir: &Path) {
+    if let Err(error) = fs::remove_dir_all(dir) {
+        warn!(%error, dir = %dir.display(), "programs not detached; remove the directory by hand");
+    }
+}
+
+/// What the kernel means by it: who may load programs may attach them, unless somebody else forbids.
+fn attach_error(dir: &Path, program: &'static str, source: ProgramError) -> BpfError {
+    let forbidden = matches!(
+        &source,
+        ProgramError::SyscallError(SyscallError { io_error, .. })
+            if io_error.raw_os_error() == Some(libc::EPERM)
+    );
+    if forbidden {
+        return BpfError::Held { cgroup: dir.display().to_string(), program };
+    }
+    BpfError::Program { name: program, source }
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, BpfError> {

@@ -34,6 +34,26 @@ pub enum BpfError {
     /// The object is not ours.
     #[error("the eBPF object has no {0}; was DNS_PROXY_EBPF_OBJECT built from another version?")]
     Missing(&'static str),
+    /// Somebody else holds the cgroup.
+    #[error(
+        "cannot attach {program} to cgroup {cgroup}: another tool has attached a program of its own \
+         there, or to a cgroup above, and lets nobody in beside it; `bpftool cgroup tree` shows \
+         which; have it attach with BPF_F_ALLOW_MULTI, or leave the cgroup out of the scope"
+    )]
+    Held {
+        /// Its directory.
+        cgroup: String,
+        /// The program, which has the name of its hook.
+        program: &'static str,
+    },
+    /// The bpf file system.
+    #[error("cannot keep {path} for --fail closed: {source}")]
+    Pins {
+        /// The pin or directory.
+        path: String,
+        /// The operating system's words.
+        source: io::Error,
+    },
     /// The cgroup is gone or not ours to attach to.
     #[error("cannot attach to cgroup {cgroup}: {source}")]
     Cgroup {

@@ -3,6 +3,7 @@
 mod attach;
 mod error;
 mod events;
+mod pins;
 mod tokens;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, SkStorage},
 };
 use dns_proxy_common::{Counter, Device, FailMode, GuardMode, Listener, Origin, Policy};
 use error::absent_is_fine;
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 pub use attach::Attachment;
 pub use error::BpfError;
 pub use events::Events;
+pub use pins::{Pins, has_attachments};
 
 use super::cgroup::CgroupId;
 use crate::{datapath::gate::Origins, upstream::Exempt};
@@ -35,6 +37,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dn
 pub struct Bpf {
     programs: Ebpf,
     guard: Option<GuardMode>,
+    /// What redirects under `--fail closed`: emptied by the kernel when we are gone.
+    _live: Vec<ProgramArray<MapData>>,
+    pins: Option<Pins>,
     scope: HashMap<MapData, u64, u32>,
     ready: HashMap<MapData, u64, Listener>,
     devices: HashMap<MapData, Device, u8>,
@@ -48,20 +53,30 @@ pub struct Bpf {
 struct ExemptMap(Mutex<SkStorage<MapData, u8>>);
 
 impl Bpf {
-    /// Loads the programs; nothing is attached yet. Without a `guard` there is none. With
-    /// `kernel_log`, they also write what they decide to our log.
+    /// Loads the programs; nothing is attached yet. Without a `guard` there is none. With `pins`,
+    /// what is attached stays when the daemon dies, and refuses. With `kernel_log`, the programs also
+    /// write what they decide to our log.
     ///
     /// # Errors
     /// Missing privileges, a kernel too old, or an object that is not ours.
-    pub fn load(guard: Option<GuardMode>, kernel_log: bool) -> Result<(Self, Events), BpfError> {
+    pub fn load(
+        guard: Option<GuardMode>,
+        pins: Option<Pins>,
+        kernel_log: bool,
+    ) -> Result<(Self, Events), BpfError> {
         // Off means that the verifier removes the log statements.
         let level: u8 = if kernel_log { aya_log::Level::Debug as u8 } else { 0 };
         let guard_mode = guard.unwrap_or(GuardMode::On) as u8;
-        let mut ebpf = EbpfLoader::new()
+        let fail_mode = if pins.is_some() { FailMode::Closed } else { FailMode::Open } as u8;
+        let mut loader = EbpfLoader::new();
+        loader
             .override_global("AYA_LOG_LEVEL", &level, true)
             .override_global("GUARD_MODE", &guard_mode, true)
-            .override_global("FAIL_MODE", &(FailMode::Open as u8), true)
-            .load(OBJECT)?;
+            .override_global("FAIL_MODE", &fail_mode, true);
+        if let Some(pins) = &pins {
+            pins.prepare(&mut loader);
+        }
+        let mut ebpf = loader.load(OBJECT)?;
         let logger = if kernel_log { events::start_logger(&mut ebpf) } else { None };
         attach::load(&mut ebpf)?;
         let events = Events::of(&mut ebpf)?;
@@ -73,8 +88,10 @@ impl Bpf {
             counters: take(&mut ebpf, "COUNTERS")?,
             tokens: Arc::new(TokenMaps::of(&mut ebpf)?),
             exempt: Arc::new(ExemptMap(Mutex::new(take(&mut ebpf, "EXEMPT")?))),
+            _live: if pins.is_some() { attach::load_closed(&mut ebpf)? } else { Vec::new() },
             programs: ebpf,
             guard,
+            pins,
             _logger: logger,
         };
         Ok((bpf, events))

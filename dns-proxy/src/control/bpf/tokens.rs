@@ -1,7 +1,7 @@
 //! The maps of tokens and what they stand for.
 
 use std::{
-    collections::HashMap as StdHashMap,
+    collections::{HashMap as StdHashMap, HashSet},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -34,18 +34,16 @@ struct TokenMapsInner {
 }
 
 impl TokenMaps {
-    /// Those of the object, with every token free.
+    /// Those of the object, with every token free that stands for nothing: all, or, where the maps
+    /// are a dead daemon's, the others.
     pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
-        let mut free: Queue<MapData, u32> = take(ebpf, "FREE_TOKENS")?;
-        for token in 1..MAX_TOKENS {
-            free.push(token, 0).map_err(|source| BpfError::Map { name: "FREE_TOKENS", source })?;
-        }
-        let maps = TokenMapsInner {
+        let mut maps = TokenMapsInner {
             tokens: take(ebpf, "TOKENS")?,
             origins: take(ebpf, "ORIGINS")?,
-            free,
+            free: take(ebpf, "FREE_TOKENS")?,
             quota: take(ebpf, "QUOTA")?,
         };
+        maps.recount().map_err(|source| BpfError::Map { name: "TOKENS", source })?;
         Ok(Self { maps: Mutex::new(maps), generation: AtomicU64::new(0) })
     }
 
@@ -76,6 +74,25 @@ impl TokenMaps {
             self.generation.fetch_add(1, Ordering::Release);
         }
         Ok(freed)
+    }
+}
+
+impl TokenMapsInner {
+    /// Makes the free tokens and the quotas follow from the tokens: whoever filled these maps may
+    /// have been killed halfway.
+    fn recount(&mut self) -> Result<(), MapError> {
+        let used = self.tokens.iter().collect::<Result<StdHashMap<_, _>, _>>()?;
+        while self.free.pop(0).is_ok() {}
+        let taken: HashSet<u32> = used.values().copied().collect();
+        for token in (1..MAX_TOKENS).filter(|token| !taken.contains(token)) {
+            self.free.push(token, 0)?;
+        }
+        let mut shares: StdHashMap<u64, u32> = StdHashMap::new();
+        used.keys().for_each(|origin| *shares.entry(origin.cgroup).or_default() += 1);
+        for (cgroup, share) in shares {
+            self.quota.insert(cgroup, share, 0)?;
+        }
+        Ok(())
     }
 }
 

@@ -189,7 +189,9 @@ impl Control {
     pub async fn stop(&mut self, limit: Duration) -> Result<(), ControlError> {
         self.bpf.set_scope(&HashMap::new())?;
         Worker::drain(&self.workers, limit).await;
-        self.attached = None;
+        if let Some((_, attachment)) = self.attached.take() {
+            attachment.detach();
+        }
         Ok(())
     }
 
@@ -304,7 +306,9 @@ impl Control {
         match self.bpf.attach(&dir) {
             Ok(attachment) => {
                 info!(cgroup = %dir.display(), "programs attached");
-                self.attached = Some((dir, attachment));
+                if let Some((_, gone)) = self.attached.replace((dir, attachment)) {
+                    gone.detach();
+                }
                 Ok(())
             }
             Err(error) => Err(error.into()),

@@ -187,7 +187,7 @@ impl Put {
 
 impl Loaded {
     fn new(guard: Option<GuardMode>, app: &Container) -> Result<Self> {
-        let (mut bpf, events) = Bpf::load(guard, false)?;
+        let (mut bpf, events) = Bpf::load(guard, None, false)?;
         bpf.beat(u64::MAX)?; // for good
         bpf.set_scope(&HashMap::from([(CgroupId(app.cgroup().id()?), Policy::SelectAll)]))?;
         let listener = Listener { port_be: LISTENER.to_be(), families: Listener::V4 };
