@@ -19,6 +19,7 @@
 //! scratch threads and in children before `exec`, so tests may run as threads of one process.
 
 pub mod artifacts;
+pub mod bpf;
 pub mod capture;
 pub mod cgroup;
 pub mod clients;

@@ -59,3 +59,27 @@ fn queries_go_as_before_while_a_worker_hangs() -> Result<()> {
 fn queries_go_as_before_while_the_control_loop_hangs() -> Result<()> {
     check_open(|daemon| Frozen::thread(daemon.pid(), "dns-proxy"))
 }
+
+#[test]
+fn queries_are_refused_while_a_daemon_hangs_that_is_to_fail_closed() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let mut args = stage.run_args(&[container.cgroup()])?;
+    args.push("--fail=closed".to_owned());
+    let daemon = Daemon::start(&stage.world, &args)?;
+    daemon.wait_until_serving(container.netns())?;
+    ensure!(answers(&container, Zone::Encrypted));
+    let witness = stage.witness(&container)?;
+
+    daemon.signal(Signal::SIGSTOP)?;
+    let refused = eventually(DEAD, || {
+        let mut probe = probe(&container).expect("built");
+        probe.args(["--timeout", "0.3", "udp-connected", "8.8.8.8", ASK[0]]);
+        let done = probe.output().expect("runs");
+        String::from_utf8_lossy(&done.stdout).contains("error=PermissionDenied")
+    });
+    ensure!(refused, "not refused");
+    daemon.signal(Signal::SIGCONT)?;
+    ensure!(eventually(DEAD, || answers(&container, Zone::Encrypted)), "not encrypted again");
+    witness.saw_only_tls()
+}

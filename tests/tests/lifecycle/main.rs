@@ -7,3 +7,4 @@ mod exec;
 mod hang;
 mod isolation;
 mod namespaces;
+mod rivals;

@@ -3,7 +3,6 @@
 //! Exits with 0 whatever the figures are, unless something could not be measured at all.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
 
-mod bpf;
 mod load;
 mod redirect;
 mod states;

@@ -7,10 +7,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_common::Token;
-use dns_proxy_tests::require_root_and_bpf;
+use dns_proxy_tests::{bpf::Counting, require_root_and_bpf};
 
 use crate::{
-    bpf::Counting,
     load::{Call, LISTENER, OTHER},
     states::{NAMESERVER, Stand, State},
     stats::Spread,

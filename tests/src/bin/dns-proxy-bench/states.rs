@@ -9,12 +9,9 @@ use dns_proxy::control::{
     cgroup::CgroupId,
 };
 use dns_proxy_common::{GuardMode, Listener, Policy};
-use dns_proxy_tests::{Cgroup, Container, Daemon, Netns, Stage, process::output};
+use dns_proxy_tests::{Cgroup, Container, Daemon, Netns, Stage, bpf::Idle, process::output};
 
-use crate::{
-    bpf::Idle,
-    load::{LISTENER, Load},
-};
+use crate::load::{LISTENER, Load};
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

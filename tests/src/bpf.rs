@@ -1,32 +1,36 @@
-//! bpf(2), where neither the daemon's loader nor a library of the tests has what the bench needs:
-//! run counters, and programs that do nothing.
+//! bpf(2), where the daemon's loader has not what the tests and the bench need: run counters, and
+//! programs that do nothing, as of another tool.
 
-use std::{
-    fs::{self, File},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    path::Path,
-};
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 
 /// Commands of bpf(2), and the kernel that has them.
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8; // 4.10
+const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15; // 4.13
 const BPF_LINK_CREATE: libc::c_long = 28; // 5.7
 const BPF_ENABLE_STATS: libc::c_long = 32; // 5.8
 
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` and `BPF_CGROUP_INET4_CONNECT` (linux/bpf.h).
+const CGROUP_SOCK_ADDR: u32 = 18;
+const CONNECT4: u32 = 10;
+
 /// The kernel counts runs while this lives, by a descriptor of ours: nobody's sysctl is touched.
 #[derive(Debug)]
-pub(crate) struct Counting {
+pub struct Counting {
     _stats: OwnedFd,
 }
 
 /// Runs of one program of this process.
 #[derive(Clone, Debug)]
-pub(crate) struct Runs {
+pub struct Runs {
     /// As the object calls it.
-    pub(crate) name: String,
+    pub name: String,
     id: u32,
     nanoseconds: u64,
     count: u64,
@@ -34,21 +38,21 @@ pub(crate) struct Runs {
 
 impl Runs {
     /// Nanoseconds for each.
-    pub(crate) fn average(&self) -> f64 {
+    pub fn average(&self) -> f64 {
         self.nanoseconds as f64 / self.count as f64
     }
 }
 
 impl Counting {
     /// Begins.
-    pub(crate) fn start() -> Result<Self> {
+    pub fn start() -> Result<Self> {
         const BPF_STATS_RUN_TIME: u64 = 0;
         let stats = made(BPF_ENABLE_STATS, &mut [BPF_STATS_RUN_TIME])?;
         Ok(Self { _stats: stats })
     }
 
     /// All programs' counters.
-    pub(crate) fn read(&self) -> Result<Vec<Runs>> {
+    pub fn read(&self) -> Result<Vec<Runs>> {
         let mut all = Vec::new();
         for entry in fs::read_dir("/proc/self/fd")? {
             let path = entry?.path();
@@ -61,7 +65,7 @@ impl Counting {
     }
 
     /// What ran since then.
-    pub(crate) fn since(&self, before: &[Runs]) -> Result<Vec<Runs>> {
+    pub fn since(&self, before: &[Runs]) -> Result<Vec<Runs>> {
         let mut ran = self.read()?;
         for runs in &mut ran {
             if let Some(before) = before.iter().find(|before| before.id == runs.id) {
@@ -94,17 +98,15 @@ fn runs(fd: u32) -> Result<Runs> {
 /// Programs that do nothing, on the IPv4 hooks that ours are on: what is left of the cost then is
 /// the kernel's own for calling anything there.
 #[derive(Debug)]
-pub(crate) struct Idle {
+pub struct Idle {
     programs: Vec<(OwnedFd, u32)>,
 }
 
 impl Idle {
     /// Loads them.
-    pub(crate) fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         const CGROUP_SKB: u32 = 8;
-        const CGROUP_SOCK_ADDR: u32 = 18;
         const EGRESS: u32 = 1;
-        const CONNECT4: u32 = 10;
         const SENDMSG4: u32 = 14;
         const RECVMSG4: u32 = 19;
         let hooks = [
@@ -118,7 +120,7 @@ impl Idle {
     }
 
     /// Attaches them to a cgroup until what this returns is dropped.
-    pub(crate) fn attach(&self, cgroup: &Path) -> Result<Vec<OwnedFd>> {
+    pub fn attach(&self, cgroup: &Path) -> Result<Vec<OwnedFd>> {
         let cgroup = File::open(cgroup)?;
         let link = |(program, hook): &(OwnedFd, u32)| {
             let (program, cgroup) = (program.as_raw_fd(), cgroup.as_raw_fd());
@@ -126,6 +128,46 @@ impl Idle {
             made(BPF_LINK_CREATE, &mut [fds, words(*hook, 0)]).context("BPF_LINK_CREATE")
         };
         self.programs.iter().map(link).collect()
+    }
+}
+
+/// Whether another tool lets others in beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// No flags.
+    Exclusive = 0,
+    /// `BPF_F_ALLOW_MULTI`.
+    Multi = 2,
+}
+
+/// Another tool's program on a cgroup's `connect4`, which lets everything pass.
+#[derive(Debug)]
+pub struct Foreign {
+    program: OwnedFd,
+    cgroup: File,
+}
+
+impl Foreign {
+    /// Attaches one until this is dropped.
+    pub fn attach(cgroup: &Path, sharing: Sharing) -> Result<Self> {
+        let program = load(CGROUP_SOCK_ADDR, CONNECT4, b"foreign\0")?;
+        let foreign = Self { program, cgroup: File::open(cgroup)? };
+        foreign.call(BPF_PROG_ATTACH, sharing as u32).context("BPF_PROG_ATTACH")?;
+        Ok(foreign)
+    }
+
+    fn call(&self, command: libc::c_long, flags: u32) -> Result<()> {
+        let cgroup = u32::try_from(self.cgroup.as_raw_fd())?;
+        let program = u32::try_from(self.program.as_raw_fd())?;
+        bpf(command, &mut [words(cgroup, program), words(CONNECT4, flags)])?;
+        Ok(())
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // It fails only if the cgroup is gone, and the program with it.
+        let _ = self.call(BPF_PROG_DETACH, 0);
     }
 }
 
