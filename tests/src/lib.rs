@@ -12,6 +12,8 @@
 //! | a plaintext nameserver | [`PlainServer`] |
 //! | what both of ours answer | [`Zone`], [`expected_a`] |
 //! | the daemon | [`Daemon`] |
+//! | a thread of it that hangs | [`freeze::Frozen`] |
+//! | another tool's kernel program | [`bpf::Foreign`] |
 //! | real programs that ask | [`clients`], the `dns-proxy-probe` binary |
 //!
 //! Everything is a guard: what a value made is gone when it is dropped, and what the kernel would

@@ -112,6 +112,10 @@ fn mistakes_on_the_command_line_are_named_with_their_remedy() -> Result<()> {
         ("run --cgroup=".into(), vec!["--cgroup", "`/` selects everything"]),
         ("run --cgroup / --cgroup-root /tmp".into(), vec!["/tmp", "cgroup v2"]),
         ("run --cgroup / --cgroup-root /missing".into(), vec!["/missing", "cgroup v2"]),
+        ("run --cgroup / --fail maybe".into(), vec!["maybe", "open", "closed"]),
+        ("run --cgroup / --fail closed --guard off".into(), vec!["--guard on"]),
+        ("run --cgroup / --fail closed --guard count".into(), vec!["--guard on"]),
+        (with("--fail closed"), vec!["--cgroup"]),
         ("exec --cgroup-root /missing -- true".into(), vec!["/missing", "cgroup v2"]),
         ("exec".into(), vec!["<CMD>"]),
         ("exec true".into(), vec!["true", "-- <CMD>"]),
@@ -135,6 +139,11 @@ fn mistakes_in_the_environment_are_named_too() -> Result<()> {
         variables(&[("DNS_PROXY_LOG", "loud")], &["loud"]),
         variables(&[("DNS_PROXY_ALLOW_FROM", "10/8,all")], &["--allow-from"]),
         variables(&[("DNS_PROXY_CGROUP", "a,b/../c")], &["b/../c"]),
+        variables(&[("DNS_PROXY_CGROUP", "a"), ("DNS_PROXY_FAIL", "shut")], &["shut", "closed"]),
+        variables(
+            &[("DNS_PROXY_CGROUP", "a"), ("DNS_PROXY_FAIL", "closed"), ("DNS_PROXY_GUARD", "off")],
+            &["--guard on"],
+        ),
         variables(&[("DNS_PROXY_NO_SYSTEM_ROOTS", "perhaps")], &["perhaps"]),
         variables(&[("DNS_PROXY_CA", "/missing/ca.pem")], &["/missing/ca.pem"]),
         variables(

@@ -57,7 +57,7 @@ fn kill_while_starting(
     args: &[String],
     mut look: impl FnMut() -> Result<()>,
 ) -> Result<()> {
-    const MOMENTS: u32 = 24;
+    const MOMENTS: u32 = 16;
     let launch = || Daemon::launch(stage.world.command(Daemon::program()?), args);
     let started = Instant::now();
     let mut whole = launch()?;
