@@ -19,6 +19,7 @@ pub mod netlink;
 pub mod netns;
 pub mod pattern;
 pub mod reconcile;
+pub mod sock_diag;
 pub mod sockets;
 pub mod stale;
 pub mod watch;
