@@ -37,6 +37,8 @@ pub enum Counter {
     NoToken,
     /// Refused: the daemon has not seen this cgroup yet, which may be selected.
     Undecided,
+    /// Refused: somebody dialled a token himself, who can only have meant another's.
+    TokenDialled,
     /// Refused: the daemon hangs or is dead, and is to fail closed.
     DaemonDead,
     /// Left alone, though of the scope: the daemon hangs, and is to fail open.
@@ -54,7 +56,7 @@ pub enum Counter {
 
 impl Counter {
     /// All of them, in the order of their indices.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -71,6 +73,7 @@ impl Counter {
         Self::Transport,
         Self::NoToken,
         Self::Undecided,
+        Self::TokenDialled,
         Self::DaemonDead,
         Self::Unattended,
         Self::GuardQuery,
@@ -101,6 +104,7 @@ impl Counter {
             Self::Transport => "refused_transport",
             Self::NoToken => "refused_no_token",
             Self::Undecided => "refused_undecided",
+            Self::TokenDialled => "refused_token_dialled",
             Self::DaemonDead => "refused_daemon_dead",
             Self::Unattended => "unattended",
             Self::GuardQuery => "guard_query",

@@ -16,10 +16,12 @@ use crate::{
 /// Redirects by the program in `live`, or refuses if the daemon took that along.
 #[inline(always)]
 pub(crate) fn enter<A: Sockaddr>(ctx: &SockAddrContext, live: &ProgramArray<1>) -> i32 {
-    if sock_addr::port_be(ctx) != DNS_PORT.to_be() {
+    let is_dns = sock_addr::port_be(ctx) == DNS_PORT.to_be();
+    if !is_dns && A::addr(ctx).token().is_none() {
         return redirect::PASS;
     }
     // SAFETY: nothing here waits to be dropped.
     unsafe { live.tail_call(ctx, 0) };
-    redirect::refuse::<A>(ctx)
+    // Nobody listens on a token any more.
+    if is_dns { redirect::refuse::<A>(ctx) } else { redirect::PASS }
 }

@@ -27,12 +27,15 @@ const LOOPBACK: u32 = 1;
 /// Redirects the address of this call if it is a nameserver's; `hook` counts it.
 #[inline(always)]
 pub(crate) fn redirect<A: Sockaddr>(ctx: &SockAddrContext, hook: Counter) -> i32 {
-    if sock_addr::port_be(ctx) != DNS_PORT.to_be() {
+    let outcome = if sock_addr::port_be(ctx) == DNS_PORT.to_be() {
+        match to_token::<A>(ctx) {
+            Ok(()) => hook,
+            Err(reason) => reason,
+        }
+    } else if dials_token::<A>(ctx) {
+        Counter::TokenDialled
+    } else {
         return PASS;
-    }
-    let outcome = match to_token::<A>(ctx) {
-        Ok(()) => hook,
-        Err(reason) => reason,
     };
     conclude(ctx, outcome)
 }
@@ -40,8 +43,8 @@ pub(crate) fn redirect<A: Sockaddr>(ctx: &SockAddrContext, hook: Counter) -> i32
 /// Refuses what would be redirected if the daemon lived.
 #[inline(always)]
 pub(crate) fn refuse<A: Sockaddr>(ctx: &SockAddrContext) -> i32 {
-    let outcome = match asked::<A>(ctx) {
-        Ok(_) | Err(Counter::Undecided) => Counter::DaemonDead,
+    let outcome = match is_asked(ctx, A::addr(ctx)) {
+        Ok(()) | Err(Counter::Undecided) => Counter::DaemonDead,
         Err(reason) => reason,
     };
     conclude(ctx, outcome)
@@ -57,11 +60,12 @@ fn conclude(ctx: &SockAddrContext, outcome: Counter) -> i32 {
 /// Sets the token address, or names the reason why not.
 #[inline(always)]
 fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
-    let asked = asked::<A>(ctx);
-    if matches!(asked, Ok(_) | Err(Counter::Undecided)) {
+    let addr = A::addr(ctx);
+    let asked = is_asked(ctx, addr);
+    if matches!(asked, Ok(()) | Err(Counter::Undecided)) {
         pulse::check()?;
     }
-    let addr = asked.inspect_err(|reason| {
+    asked.inspect_err(|reason| {
         if *reason == Counter::Undecided {
             announce(ctx, Event::CGROUP);
         }
@@ -100,10 +104,9 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     Ok(())
 }
 
-/// The nameserver out there that somebody of the scope asks, or the reason why this is no such query.
+/// Whether it is a nameserver out there that somebody of the scope asks, or the reason why not.
 #[inline(always)]
-fn asked<A: Sockaddr>(ctx: &SockAddrContext) -> Result<Addr, Counter> {
-    let addr = A::addr(ctx);
+fn is_asked(ctx: &SockAddrContext, addr: Addr) -> Result<(), Counter> {
     if addr.is_loopback() {
         return Err(Counter::Loopback);
     }
@@ -117,7 +120,20 @@ fn asked<A: Sockaddr>(ctx: &SockAddrContext) -> Result<Addr, Counter> {
     if !unsafe { EXEMPT.get_ptr_mut(ctx) }.is_null() {
         return Err(Counter::Exempt);
     }
-    Ok(addr)
+    Ok(())
+}
+
+/// Whether a token is dialled by hand. Whoever it is for gets there by its nameserver's address.
+#[inline(always)]
+fn dials_token<A: Sockaddr>(ctx: &SockAddrContext) -> bool {
+    let addr = A::addr(ctx);
+    if addr.token().is_none() || sock_addr::is_connected_there(ctx, addr) {
+        return false;
+    }
+    // SAFETY: the value is one aligned word, replaced as a whole.
+    let listener = unsafe { READY.get(sock_addr::netns(ctx)) };
+    // Another program's service on an address like a token is none of ours.
+    listener.is_some_and(|listener| listener.port_be == sock_addr::port_be(ctx))
 }
 
 /// Tells the daemon of something that it has not seen yet.
@@ -156,6 +172,7 @@ fn verdict(outcome: Counter) -> i32 {
         | Counter::Transport
         | Counter::NoToken
         | Counter::Undecided
-        | Counter::DaemonDead => REFUSE,
+        | Counter::DaemonDead
+        | Counter::TokenDialled => REFUSE,
     }
 }

@@ -170,6 +170,20 @@ pub(crate) fn bound_device(ctx: &SockAddrContext) -> u32 {
     }
 }
 
+/// Whether the socket is connected to the address of this call, as one for IPv6 that is connected to
+/// an IPv4 address is at every send: the kernel then fills in the address itself.
+#[inline(always)]
+pub(crate) fn is_connected_there(ctx: &SockAddrContext, addr: Addr) -> bool {
+    // SAFETY: the context is valid while the program runs, and so is the socket it names. The port
+    // is read as a word, as kernels before 5.18 want it, and ends in zeros.
+    let (peer, port_be) = unsafe {
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        let port = addr_of!((*sk).dst_port).cast::<u32>();
+        (addr_of!((*sk).dst_ip4).read_volatile(), port.read_volatile() as u16)
+    };
+    addr.is_v4() && peer == addr.0[3] && port_be == self::port_be(ctx)
+}
+
 /// Cookie of the socket's network namespace.
 #[inline(always)]
 pub(crate) fn netns(ctx: &SockAddrContext) -> u64 {

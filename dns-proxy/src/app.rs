@@ -165,6 +165,7 @@ impl App {
                 Counter::NoToken,
                 Counter::Undecided,
                 Counter::DaemonDead,
+                Counter::TokenDialled,
             ]),
             guarded = kernel(&[Counter::GuardQuery, Counter::GuardToken]),
             unattended = kernel(&[Counter::Unattended]),
