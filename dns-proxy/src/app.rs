@@ -244,7 +244,7 @@ fn start_workers(config: &Config, settings: &Settings) -> Result<Arc<[Worker]>> 
         .collect()
 }
 
-/// Seven descriptors for each namespace, and one for each TCP client: the usual soft limit of 1,024,
+/// Eight descriptors for each namespace, and one for each TCP client: the usual soft limit of 1,024,
 /// which is for programs that use select(2), is soon reached.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)

@@ -12,6 +12,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod claim;
 pub mod device_routes;
+pub mod locals;
 pub mod mounts;
 pub mod named;
 pub mod namespace;

@@ -16,6 +16,7 @@ use tracing::debug;
 use super::{
     anyip,
     device_routes::{self, Plan},
+    locals::Addresses,
     netlink::{Changes, Monitor, Netlink},
     netns::{self, Netns, NetnsId},
     sockets::{self, Opened},
@@ -55,10 +56,10 @@ impl Namespace {
     ///
     /// # Errors
     /// The namespace cannot be entered, or has no free port.
-    pub fn open(netns: Netns, guarded: bool) -> io::Result<(Self, Sockets)> {
-        let (opened, netlink, monitor) = netns.enter(|| {
+    pub fn open(netns: Netns, guarded: bool) -> io::Result<(Self, Sockets, Addresses)> {
+        let (opened, addresses, netlink, monitor) = netns.enter(|| {
             let opened = sockets::open_in_namespace()?;
-            io::Result::Ok((opened, Netlink::open()?, Monitor::open()?))
+            io::Result::Ok((opened, Addresses::open()?, Netlink::open()?, Monitor::open()?))
         })??;
         let Opened { sockets, listener } = opened;
         let any = sockets.udp.first().ok_or(io::ErrorKind::Unsupported)?;
@@ -70,7 +71,7 @@ impl Namespace {
         let mut namespace =
             Self { netns, cookie, netlink, changes, listener, families, guarded, devices };
         namespace.refresh();
-        Ok((namespace, sockets))
+        Ok((namespace, sockets, addresses))
     }
 
     /// Looks which tokens can be reached inside, now that `lo` may have come up or gone down, which

@@ -143,6 +143,26 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Whether what is sent to an address stays in the namespace.
+    ///
+    /// # Errors
+    /// It goes nowhere.
+    pub fn is_local(&mut self, addr: IpAddr) -> io::Result<bool> {
+        let (addr_attribute, length) = match addr {
+            IpAddr::V4(v4) => (RouteAddress::Inet(v4), 32),
+            IpAddr::V6(v6) => (RouteAddress::Inet6(v6), 128),
+        };
+        let mut wanted = RouteMessage::default();
+        wanted.header.address_family = family(addr);
+        wanted.header.destination_prefix_length = length;
+        wanted.attributes = vec![RouteAttribute::Destination(addr_attribute)];
+        let found = self.request(RouteNetlinkMessage::GetRoute(wanted), NLM_F_ACK)?;
+        Ok(found.iter().any(|message| {
+            matches!(message, RouteNetlinkMessage::NewRoute(route)
+                if route.header.kind == RouteType::Local)
+        }))
+    }
+
     /// All interfaces.
     ///
     /// # Errors

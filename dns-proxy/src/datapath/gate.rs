@@ -14,10 +14,18 @@ pub trait Origins: Send + Sync {
     fn generation(&self) -> u64;
 }
 
+/// Which addresses a network namespace has: as its routing says, in production.
+pub trait Locals: Send {
+    /// Whether what is sent to the address stays in the namespace.
+    fn has(&self, addr: IpAddr) -> bool;
+}
+
 /// The rule of one listener.
 pub enum Gate {
-    /// The listener inside a network namespace: only token addresses of that namespace. A token is
-    /// no secret, so the socket filter already keeps everything but `lo` out.
+    /// The listener inside a network namespace: only token addresses of that namespace, and only
+    /// clients there, since a socket may be bound to an address of somebody else (`IP_FREEBIND`),
+    /// to whom the answer would go in plaintext. A token is no secret, so the socket filter already
+    /// keeps strangers out.
     Namespace {
         /// The namespace's cookie.
         netns: u64,
@@ -25,6 +33,8 @@ pub enum Gate {
         origins: Arc<dyn Origins>,
         /// Answers of the above: a namespace has few nameservers.
         known: RefCell<Known>,
+        /// Where addresses are looked up that are not loopback's.
+        locals: Box<dyn Locals>,
     },
     /// A plain listener: only clients in these networks.
     Plain {
@@ -42,8 +52,8 @@ pub struct Known {
 
 impl Gate {
     /// The gate of a namespace.
-    pub fn namespace(netns: u64, origins: Arc<dyn Origins>) -> Self {
-        Self::Namespace { netns, origins, known: RefCell::default() }
+    pub fn namespace(netns: u64, origins: Arc<dyn Origins>, locals: Box<dyn Locals>) -> Self {
+        Self::Namespace { netns, origins, known: RefCell::default(), locals }
     }
 
     /// Whether a query from `client` to `local` is to be answered.
@@ -53,7 +63,7 @@ impl Gate {
                 let client = client.to_canonical();
                 allow.iter().any(|net| net.contains(&client))
             }
-            Self::Namespace { netns, origins, known } => {
+            Self::Namespace { netns, origins, known, locals } => {
                 let token = match local {
                     IpAddr::V4(addr) => Token::from_v4(addr.octets()),
                     IpAddr::V6(addr) => Token::from_v6(addr.octets()),
@@ -61,6 +71,7 @@ impl Gate {
                 token
                     .and_then(|token| known.borrow_mut().origin(token, &**origins))
                     .is_some_and(|origin| origin.netns == *netns)
+                    && (client.is_loopback() || locals.has(client))
             }
         }
     }
@@ -99,16 +110,31 @@ mod tests {
         }
     }
 
+    impl Locals for Fixed {
+        fn has(&self, addr: IpAddr) -> bool {
+            addr == IpAddr::from([10, 88, 1, 2])
+        }
+    }
+
     #[test]
     fn only_tokens_of_the_namespace_are_admitted() {
         let client = IpAddr::from([127, 0, 0, 1]);
-        let ours = Gate::namespace(42, Arc::new(Fixed));
+        let ours = Gate::namespace(42, Arc::new(Fixed), Box::new(Fixed));
         assert!(ours.admits(client, Token(7).v4().into()));
         assert!(ours.admits(client, Token(7).v6().into()));
         assert!(!ours.admits(client, Token(8).v4().into()), "no such token");
         assert!(!ours.admits(client, client), "not a token");
-        let other = Gate::namespace(43, Arc::new(Fixed));
+        let other = Gate::namespace(43, Arc::new(Fixed), Box::new(Fixed));
         assert!(!other.admits(client, Token(7).v4().into()), "another namespace's token");
+    }
+
+    #[test]
+    fn only_clients_in_the_namespace_are_admitted() {
+        let gate = Gate::namespace(42, Arc::new(Fixed), Box::new(Fixed));
+        for (client, admitted) in [("::1", true), ("10.88.1.2", true), ("10.88.1.3", false)] {
+            let client = client.parse().expect("an address");
+            assert_eq!(gate.admits(client, Token(7).v4().into()), admitted, "{client}");
+        }
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Control {
         netns: Netns,
         held_by: Option<u32>,
     ) -> Result<Served, ControlError> {
-        let (namespace, sockets) =
+        let (namespace, sockets, addresses) =
             Namespace::open(netns, self.bpf.is_guarded()).map_err(io_error("listeners"))?;
         // With `/` as the scope our own answers are looked at too.
         let exempt = self.bpf.exempt();
@@ -150,7 +150,7 @@ impl Control {
         let worker = self.least_busy_worker();
         // Loopback has no path to break answers up; only the client's own limit counts.
         let room = Room::Datagram { path: u16::MAX };
-        let gate = Gate::namespace(cookie, self.bpf.origins());
+        let gate = Gate::namespace(cookie, self.bpf.origins(), Box::new(addresses));
         self.workers[worker].serve(listener, sockets, gate, room);
         self.bpf
             .set_ready(cookie, namespace.listener())
