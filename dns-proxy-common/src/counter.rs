@@ -50,13 +50,15 @@ pub enum Counter {
     GuardToken,
     /// A token address that stands for nothing in its namespace; shown as it is.
     UnknownToken,
+    /// Dropped at a listener's door: not from `lo`, or not from a socket that could be redirected.
+    Stranger,
     /// An event for the daemon was lost because its ring buffer was full.
     EventLost,
 }
 
 impl Counter {
     /// All of them, in the order of their indices.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -79,6 +81,7 @@ impl Counter {
         Self::GuardQuery,
         Self::GuardToken,
         Self::UnknownToken,
+        Self::Stranger,
         Self::EventLost,
     ];
 
@@ -110,6 +113,7 @@ impl Counter {
             Self::GuardQuery => "guard_query",
             Self::GuardToken => "guard_token",
             Self::UnknownToken => "unknown_token",
+            Self::Stranger => "stranger",
             Self::EventLost => "event_lost",
         }
     }

@@ -39,6 +39,9 @@ pub const MAX_CGROUP_DEPTH: i32 = 32;
 /// take such a daemon for dead would be a leak if it is to fail open.
 pub const PULSE_LIMIT: u64 = 10_000_000_000;
 
+/// Priorities of packets from here on are daemons' stamps: those in use are lower (tc(8)).
+pub const STAMPED: u32 = 1 << 31;
+
 /// Bytes of the ring buffer that carries [`Event`]s to the daemon (a power of two, whole pages).
 pub const EVENTS_BYTES: usize = 1 << 16;
 

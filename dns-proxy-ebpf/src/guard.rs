@@ -14,16 +14,17 @@ use aya_ebpf::{
 use dns_proxy_common::{Counter, DNS_PORT, GuardMode, Token};
 
 use crate::{
+    door,
     maps::{self, EXEMPT},
     pulse, scope,
 };
 
-const PASS: i32 = 1;
+pub(crate) const PASS: i32 = 1;
 /// The packet is dropped; a datagram's sender gets EPERM.
 const REFUSE: i32 = 0;
 
 /// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 /// IPv6 extension headers that are looked behind (RFC 8200 section 4); hosts send one or two.
 const MAX_EXTENSIONS: usize = 6;
 
@@ -35,9 +36,8 @@ static GUARD_MODE: Global<u8> = Global::new(GuardMode::On as u8);
 #[inline(always)]
 pub(crate) fn judge(ctx: &SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
-    // SAFETY: the context is valid while the program runs; `ifindex` may be read.
-    if unsafe { ptr::addr_of!((*skb).ifindex).read_volatile() } == LOOPBACK {
-        return PASS;
+    if interface(skb) == LOOPBACK {
+        return door::stamp(ctx);
     }
     let Some(packet) = Packet::read(ctx) else {
         return PASS; // neither IPv4 nor IPv6
@@ -55,6 +55,13 @@ pub(crate) fn judge(ctx: &SkBuffContext) -> i32 {
     }
     maps::count(Counter::GuardQuery);
     if GUARD_MODE.load() == GuardMode::On as u8 { REFUSE } else { PASS }
+}
+
+/// Index of the interface that a packet leaves or has come by.
+#[inline(always)]
+pub(crate) fn interface(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid while the program runs; `ifindex` may be read.
+    unsafe { ptr::addr_of!((*skb).ifindex).read_volatile() }
 }
 
 /// What matters of a packet.

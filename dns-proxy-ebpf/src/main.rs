@@ -2,7 +2,8 @@
 //!
 //! The `connect` and `sendmsg` programs send port-53 traffic of the selected cgroups to a token
 //! address on loopback; `recvmsg` and `getpeername` show the nameserver again instead of the token;
-//! `egress` is the net under them. Everything else passes untouched. Hooks: `cgroup_skb` 4.10,
+//! `egress` is the net under them; `datagram` and `segment` keep a
+//! listener's door. Everything else passes untouched. Hooks: `cgroup_skb` 4.10,
 //! `cgroup/connect` 4.17, `cgroup/sendmsg` 4.18, `cgroup/recvmsg` 5.2, `cgroup/getpeername` 5.8.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -16,6 +17,7 @@
     reason = "a volatile read of one field counts as two operations"
 )]
 
+mod door;
 mod guard;
 mod lifeline;
 mod maps;
@@ -27,7 +29,7 @@ mod sock_addr;
 mod token;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock_addr},
+    macros::{cgroup_skb, cgroup_sock_addr, socket_filter},
     programs::{SkBuffContext, SockAddrContext},
 };
 use dns_proxy_common::Counter;
@@ -114,6 +116,18 @@ fn getpeername6(ctx: SockAddrContext) -> i32 {
 #[cgroup_skb]
 fn egress(ctx: SkBuffContext) -> i32 {
     guard::judge(&ctx)
+}
+
+/// Every datagram for a listener.
+#[socket_filter]
+fn datagram(ctx: SkBuffContext) -> i64 {
+    door::datagram(&ctx)
+}
+
+/// Every segment for a listener or one of its connections.
+#[socket_filter]
+fn segment(ctx: SkBuffContext) -> i64 {
+    door::segment(&ctx)
 }
 
 /// Lets the programs call GPL-only helpers; the kernel knows this spelling.

@@ -165,6 +165,7 @@ fn verdict(outcome: Counter) -> i32 {
         | Counter::GuardQuery
         | Counter::GuardToken
         | Counter::UnknownToken
+        | Counter::Stranger
         | Counter::EventLost => PASS,
         Counter::NotReady
         | Counter::NoFamily

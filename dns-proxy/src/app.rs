@@ -167,6 +167,7 @@ impl App {
                 Counter::DaemonDead,
                 Counter::TokenDialled,
             ]),
+            strangers = kernel(&[Counter::Stranger]),
             guarded = kernel(&[Counter::GuardQuery, Counter::GuardToken]),
             unattended = kernel(&[Counter::Unattended]),
             "stopped"

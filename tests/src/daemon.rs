@@ -132,6 +132,19 @@ impl Daemon {
         self.wait()
     }
 
+    /// Asks it to stop, and gives one of the sums of its closing log line.
+    pub fn stop_and_count(self, what: &str) -> Result<u64> {
+        let log = self.log.clone();
+        ensure!(self.stop()?.success());
+        // The process is gone a moment before its last line has been read.
+        let counted = |lines: &[String]| {
+            let mut words = lines.iter().rev().flat_map(|line| line.split_whitespace());
+            words.find_map(|word| word.strip_prefix(what)?.strip_prefix('=')?.parse().ok())
+        };
+        log.wait_until(LIMIT, |lines| counted(lines).is_some());
+        counted(&log.lines()).with_context(|| format!("no {what} in:\n{}", log.text()))
+    }
+
     /// Waits until it ends by itself.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.process.wait(LIMIT).with_context(|| format!("the daemon:\n{}", self.log.text()))

@@ -41,7 +41,7 @@ pub mod privilege;
 pub mod process;
 pub mod runtime;
 pub mod runtimes;
-mod sockopt;
+pub mod sockopt;
 pub mod stage;
 pub mod unbound;
 pub mod wait;

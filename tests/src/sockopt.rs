@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Reads an option whose value is exactly `N` bytes.
@@ -19,4 +20,22 @@ pub(crate) fn get<const N: usize>(
     Errno::result(got).with_context(|| format!("getsockopt {level} {name}"))?;
     ensure!(usize::try_from(length)? == N, "option {level} {name} has {length} bytes, not {N}");
     Ok(value)
+}
+
+/// Lets a socket be bound to any address of this family, its host's or not; it takes no privilege.
+pub fn freebind(socket: impl AsFd, addr: IpAddr) -> Result<()> {
+    let (level, option) = match addr {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_FREEBIND),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
+    };
+    set(socket, level, option, 1)
+}
+
+/// Sets an option whose value is one integer.
+fn set(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let length = libc::socklen_t::try_from(size_of_val(&value))?;
+    // SAFETY: setsockopt(2) reads the one integer that it is given the size of.
+    let set = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
+    Errno::result(set).map(drop).with_context(|| format!("setsockopt {level} {name}"))
 }

@@ -66,8 +66,15 @@ impl Stage {
 
     /// Starts the daemon for these containers and waits until it serves each.
     pub fn daemon(&self, scope: &[&Container]) -> Result<Daemon> {
+        self.daemon_with(scope, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn daemon_with(&self, scope: &[&Container], further: &[&str]) -> Result<Daemon> {
         let cgroups: Vec<_> = scope.iter().map(|container| container.cgroup()).collect();
-        let daemon = Daemon::start(&self.world, &self.run_args(&cgroups)?)?;
+        let mut args = self.run_args(&cgroups)?;
+        args.extend(further.iter().copied().map(str::to_owned));
+        let daemon = Daemon::start(&self.world, &args)?;
         for container in scope {
             daemon.wait_until_serving(container.netns())?;
         }

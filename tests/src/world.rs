@@ -94,6 +94,12 @@ impl World {
         Container::start(cgroup, Mounts::new(resolv_conf)?, netns, addresses)
     }
 
+    /// Starts a container that shares the network of another, as those of a pod do.
+    pub fn beside(&self, name: &str, other: &Container) -> Result<Container> {
+        let (cgroup, mounts) = (self.cgroup.child(name)?, Mounts::new(RESOLV_CONF)?);
+        Container::start(cgroup, mounts, other.netns().clone(), other.addresses().clone())
+    }
+
     /// Makes a container as runtimes do, up to the moment before its first process starts: a named
     /// namespace, plugged in, and a cgroup.
     pub fn newborn(&self, name: &str) -> Result<Newborn<'_>> {

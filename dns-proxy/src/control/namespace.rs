@@ -15,6 +15,7 @@ use tracing::debug;
 
 use super::{
     anyip,
+    bpf::Bpf,
     device_routes::{self, Plan},
     locals::Addresses,
     netlink::{Changes, Monitor, Netlink},
@@ -51,21 +52,20 @@ pub struct DeviceChange {
 }
 
 impl Namespace {
-    /// Opens the listeners inside and adds the routes over `lo`. `guarded` says that the leak guard
-    /// is there.
+    /// Opens the listeners inside and adds the routes over `lo`.
     ///
     /// # Errors
     /// The namespace cannot be entered, or has no free port.
-    pub fn open(netns: Netns, guarded: bool) -> io::Result<(Self, Sockets, Addresses)> {
+    pub fn open(netns: Netns, bpf: &Bpf) -> io::Result<(Self, Sockets, Addresses)> {
         let (opened, addresses, netlink, monitor) = netns.enter(|| {
-            let opened = sockets::open_in_namespace()?;
+            let opened = sockets::open_in_namespace(bpf)?;
             io::Result::Ok((opened, Addresses::open()?, Netlink::open()?, Monitor::open()?))
         })??;
         let Opened { sockets, listener } = opened;
         let any = sockets.udp.first().ok_or(io::ErrorKind::Unsupported)?;
         let cookie = netns::cookie(any)?;
         let changes = monitor.watch()?;
-        let families = listener.families;
+        let (families, guarded) = (listener.families, bpf.is_guarded());
         let listener = Listener { families: 0, ..listener };
         let devices = BTreeSet::new();
         let mut namespace =

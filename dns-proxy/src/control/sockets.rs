@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd as _,
 };
 
 use dns_proxy_common::Listener;
@@ -11,8 +12,9 @@ use nix::{
     libc,
     sys::socket::{setsockopt, sockopt},
 };
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
+use super::bpf::{Bpf, Door};
 use crate::datapath::worker::Sockets;
 
 /// Ports tried inside a namespace, in this order. Above the usual ephemeral range (32768-60999), so
@@ -23,8 +25,6 @@ const PORTS: std::ops::RangeInclusive<u16> = 61_053..=61_999;
 const UDP_RECEIVE_BUFFER: libc::c_int = 4 << 20;
 /// Connections that may wait to be accepted.
 const TCP_BACKLOG: i32 = 1_024;
-/// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK: u32 = 1;
 
 /// Sockets bound inside a namespace, and how the kernel programs reach them.
 #[derive(Debug)]
@@ -39,14 +39,14 @@ pub struct Opened {
 /// and, where the kernel has it, IPv6.
 ///
 /// They are bound to the wildcard address, since a token can be any of a whole network; what keeps
-/// the neighbours out is a filter that takes only what came through `lo`. `SO_BINDTODEVICE` would
-/// not do: it breaks answers to IPv6 clients whose source is not ::1.
+/// the neighbours out is a filter ([`Bpf::close`]). `SO_BINDTODEVICE` would not do: it breaks answers
+/// to IPv6 clients whose source is not ::1.
 ///
 /// # Errors
 /// No port is free, or the sockets cannot be made.
-pub fn open_in_namespace() -> io::Result<Opened> {
+pub fn open_in_namespace(bpf: &Bpf) -> io::Result<Opened> {
     for port in PORTS {
-        match open_on(port) {
+        match open_on(port, bpf) {
             Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {}
             other => return other,
         }
@@ -65,13 +65,13 @@ pub fn open_plain(addr: SocketAddr, udp: bool, tcp: bool, shared: bool) -> io::R
         sockets.udp.push(socket.into());
     }
     if tcp {
-        let socket = stream(addr, shared, false)?;
+        let socket = stream(addr, shared, None)?;
         sockets.tcp.push(socket.into());
     }
     Ok(sockets)
 }
 
-fn open_on(port: u16) -> io::Result<Opened> {
+fn open_on(port: u16, bpf: &Bpf) -> io::Result<Opened> {
     let mut opened = Opened {
         sockets: Sockets::default(),
         listener: Listener { port_be: port.to_be(), families: 0 },
@@ -87,8 +87,8 @@ fn open_on(port: u16) -> io::Result<Opened> {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => continue,
             other => other?,
         };
-        close_to_neighbours(&udp)?;
-        let tcp = stream(addr, false, true)?;
+        close_to_strangers(&udp, bpf, Door::Datagram)?;
+        let tcp = stream(addr, false, Some(bpf))?;
         opened.sockets.udp.push(udp.into());
         opened.sockets.tcp.push(tcp.into());
         opened.listener.families |= family;
@@ -110,13 +110,13 @@ fn datagram(addr: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn stream(addr: SocketAddr, shared: bool, filtered: bool) -> io::Result<Socket> {
+fn stream(addr: SocketAddr, shared: bool, filter: Option<&Bpf>) -> io::Result<Socket> {
     let socket = new_socket(addr, Type::STREAM, Protocol::TCP, shared)?;
     // Connections of a predecessor in TIME_WAIT must not keep us out.
     socket.set_reuse_address(true)?;
     socket.bind(&addr.into())?;
-    if filtered {
-        close_to_neighbours(&socket)?;
+    if let Some(bpf) = filter {
+        close_to_strangers(&socket, bpf, Door::Segment)?;
     }
     socket.listen(TCP_BACKLOG)?;
     Ok(socket)
@@ -136,19 +136,9 @@ fn new_socket(addr: SocketAddr, kind: Type, proto: Protocol, shared: bool) -> io
     Ok(socket)
 }
 
-/// Drops whatever did not come through `lo`, before the socket sees it. Accepted connections
-/// inherit the filter, and nobody can take it off again.
-fn close_to_neighbours(socket: &Socket) -> io::Result<()> {
-    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    const INTERFACE_INDEX: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX) as u32;
-    socket.attach_filter(&[
-        SockFilter::new(LOAD_WORD, 0, 0, INTERFACE_INDEX),
-        SockFilter::new(JUMP_EQUAL, 0, 1, LOOPBACK),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-        SockFilter::new(RETURN, 0, 0, 0),
-    ])?;
+/// Nobody can take the filter off again.
+fn close_to_strangers(socket: &Socket, bpf: &Bpf, door: Door) -> io::Result<()> {
+    bpf.close(socket.as_fd(), door)?;
     lock_filter(socket)
 }
 

@@ -202,14 +202,10 @@ fn a_lack_of_descriptors_does_not_empty_the_scope() -> Result<()> {
     ensure!(dig(&container, &[NAME, "@8.8.8.8"])? == [Zone::Encrypted.a().to_string()]);
     let witness = stage.witness(&container)?;
     // Connections until the daemon has no descriptor left, held while it looks at the tree.
-    let held = container.netns().run(|| {
-        (0..200)
-            .map_while(|_| {
-                let token: std::net::SocketAddr = ([127, 64, 0, 1], 61_053).into();
-                std::net::TcpStream::connect_timeout(&token, Duration::from_millis(100)).ok()
-            })
-            .collect::<Vec<_>>()
-    })?;
+    let mut holder = probe(&container)?;
+    holder.args(["--timeout", "0.1", "hold", "8.8.8.8", "200"]);
+    holder.stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut holder = holder.spawn()?;
     let full = eventually(Duration::from_secs(5), || {
         daemon.log().text().contains("cannot look at the cgroup tree")
     });
@@ -219,7 +215,8 @@ fn a_lack_of_descriptors_does_not_empty_the_scope() -> Result<()> {
         probe.args(["--timeout", "0.1", "udp-connected", "8.8.8.8", NAME]);
         probe.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
     }
-    drop(held);
+    drop(holder.stdin.take());
+    ensure!(holder.wait()?.success());
     let (inside, _) = witness.packets()?;
     ensure!(port53(&inside).is_empty(), "plaintext left: {}", daemon.log().text());
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid()))?;

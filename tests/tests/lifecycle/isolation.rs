@@ -2,17 +2,24 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use dns_proxy_tests::{
     Container, Daemon, Netns, Stage, Zone,
-    clients::dig,
+    clients::{dig, probe},
+    process::output,
+    sockopt::freebind,
     wire::{frame, query, random_id},
 };
 use hickory_proto::rr::RecordType;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket,
+    sockopt::{ReuseAddr, ReusePort},
+};
 
 /// Long enough for any answer to come, were there one.
 const WAIT: Duration = Duration::from_millis(300);
@@ -95,9 +102,17 @@ fn neighbours_cannot_reach_the_listener() -> Result<()> {
             ensure!(!answers_tcp(from, to)?, "{who} got an answer from {to} over TCP");
         }
     }
+    // By hand, with a source that looks like the container's own.
+    for (to, source) in [(targets[2], "::1"), (targets[3], "127.0.0.1")] {
+        let to = SocketAddr::new(to, port).to_string();
+        let forged = ["raw", &to, "example.test", source];
+        ensure!(probe(&neighbour)?.args(forged).status()?.success(), "{forged:?}");
+    }
     ensure!(stage.upstream.journal().queries.len() == 2, "nothing more went upstream");
     // The container itself still can.
     ensure!(dig(&container, &["example.test", "@8.8.8.8"])? == [Zone::Encrypted.a().to_string()]);
+    let strangers = daemon.stop_and_count("strangers")?;
+    ensure!(strangers >= 8, "{strangers} counted"); // martians never get as far as the door
     Ok(())
 }
 
@@ -106,7 +121,8 @@ fn addresses_that_are_nobodys_token_get_no_answer() -> Result<()> {
     let stage = Stage::new()?;
     let container = stage.world.container("app")?;
     let other = stage.world.container("other")?;
-    let daemon = stage.daemon(&[&container, &other])?;
+    // A guard would keep us out, who are not of the scope.
+    let daemon = stage.daemon_with(&[&container, &other], &["--guard=off"])?;
     for app in [&container, &other] {
         ensure!(dig(app, &["example.test", "@8.8.8.8"])? == [Zone::Encrypted.a().to_string()]);
     }
@@ -123,6 +139,184 @@ fn addresses_that_are_nobodys_token_get_no_answer() -> Result<()> {
     ] {
         ensure!(!answers_udp(container.netns(), to)?, "{what} was answered");
         ensure!(!answers_tcp(container.netns(), to)?, "{what} was answered over TCP");
+    }
+    ensure!(daemon.stop_and_count("denied")? == 8);
+    Ok(())
+}
+
+/// The tokens of a container that has asked one nameserver of each family.
+fn tokens(stage: &Stage, daemon: &Daemon, container: &Container) -> Result<[SocketAddr; 2]> {
+    for server in ["@8.8.8.8", "@2001:4860:4860::8888"] {
+        ensure!(dig(container, &["example.test", server])? == [Zone::Encrypted.a().to_string()]);
+    }
+    ensure!(stage.upstream.journal().queries.len() == 2);
+    let port = port(daemon, container)?;
+    let v6 = Ipv6Addr::new(0xfd90, 0x2c8e, 0x591c, 0x53, 0, 0, 0, 2);
+    Ok([(Ipv4Addr::new(127, 64, 0, 1), port).into(), (v6, port).into()])
+}
+
+/// What becomes of somebody who dials a token, in each way there is.
+fn dial(from: &Container, tokens: &[SocketAddr]) -> Result<Vec<String>> {
+    let mut outcomes = Vec::new();
+    for to in tokens.iter().map(ToString::to_string) {
+        for args in [
+            ["udp-connected", &to, "example.test"],
+            ["udp-unconnected", "example.test", &to],
+            ["tcp", &to, "example.test"],
+        ] {
+            let done = probe(from)?.args(["--timeout", "0.3"]).args(args).output()?;
+            outcomes.push(String::from_utf8(done.stdout)?);
+        }
+    }
+    Ok(outcomes)
+}
+
+#[test]
+fn tokens_are_refused_to_those_who_dial_them() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let sibling = stage.world.beside("sibling", &container)?;
+    let unselected = stage.world.beside("unselected", &container)?;
+    let daemon = stage.daemon(&[&container, &sibling])?;
+    let tokens = tokens(&stage, &daemon, &container)?;
+    // All of them are below the cgroup that the programs are attached to.
+    for who in [&container, &sibling, &unselected] {
+        for outcome in dial(who, &tokens)? {
+            ensure!(outcome == "error=PermissionDenied\n", "{outcome}");
+        }
+    }
+    ensure!(stage.upstream.journal().queries.len() == 2, "nothing more went upstream");
+    // What else listens there is nobody's business but theirs.
+    let theirs = container.netns().run(|| UdpSocket::bind("127.64.0.1:7"))??;
+    theirs.set_read_timeout(Some(WAIT))?;
+    let args = ["--timeout", "0.1", "udp-connected", "127.64.0.1:7", "example.test"];
+    probe(&container)?.args(args).output()?;
+    theirs.recv(&mut [0; 512]).context("a service on an address like a token")?;
+    ensure!(daemon.stop_and_count("refused")? == 18);
+    Ok(())
+}
+
+#[test]
+fn tokens_are_of_no_use_to_processes_that_no_program_watches_over() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let unselected = stage.world.beside("unselected", &container)?;
+    let daemon = stage.daemon(&[&container])?;
+    let tokens = tokens(&stage, &daemon, &container)?;
+    for outcome in dial(&unselected, &tokens)? {
+        let silence = ["error=WouldBlock\n", "error=TimedOut\n"].contains(&outcome.as_str());
+        ensure!(silence || outcome.ends_with(" error=TimedOut\n"), "{outcome}");
+    }
+    ensure!(stage.upstream.journal().queries.len() == 2, "nothing more went upstream");
+    ensure!(daemon.stop_and_count("strangers")? >= 6);
+    Ok(())
+}
+
+#[test]
+fn packets_made_by_hand_get_no_answer() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let daemon = stage.daemon(&[&container])?;
+    let tokens = tokens(&stage, &daemon, &container)?;
+    let witness = stage.witness(&container)?;
+    let own = container.addresses();
+    let sources: [[IpAddr; 3]; 2] = [
+        [Ipv4Addr::LOCALHOST.into(), own.v4.into(), "9.9.9.9".parse()?],
+        [Ipv6Addr::LOCALHOST.into(), own.v6.into(), "2620:fe::fe".parse()?],
+    ];
+    for (to, sources) in tokens.iter().zip(sources) {
+        for source in sources {
+            let forged = ["raw", &to.to_string(), "example.test", &source.to_string()];
+            ensure!(probe(&container)?.args(forged).status()?.success(), "{forged:?}");
+        }
+    }
+    // Whatever came before this one has been dealt with.
+    ensure!(dig(&container, &["example.test", "@8.8.8.8"])?.len() == 1);
+    ensure!(stage.upstream.journal().queries.len() == 3, "nothing else went upstream");
+    witness.saw_only_tls()?;
+    ensure!(daemon.stop_and_count("strangers")? == 6);
+    Ok(())
+}
+
+/// Else whoever owns the address would get the answer, in plaintext and from a token.
+#[test]
+fn clients_with_a_borrowed_address_get_no_answer() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let daemon = stage.daemon(&[&container])?;
+    let witness = stage.witness(&container)?;
+    let own = container.addresses().v6.to_string();
+    let server = "2001:4860:4860::8888";
+    for (source, answered) in [(own.as_str(), true), ("2620:fe::fe", false)] {
+        let args = ["--timeout", "0.5", "borrowed", server, "example.test", source];
+        let done = probe(&container)?.args(args).output()?;
+        ensure!(done.status.success() == answered, "{source}: {done:?}");
+    }
+    ensure!(stage.upstream.journal().queries.len() == 1, "only one went upstream");
+    witness.saw_only_tls()?;
+    ensure!(daemon.stop_and_count("denied")? == 1);
+    Ok(())
+}
+
+#[test]
+fn marks_do_not_exempt() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let _daemon = stage.daemon(&[&container])?;
+    let witness = stage.witness(&container)?;
+    for mark in ["1", "53", "853", "61053", "2147483648", "4294967295"] {
+        for server in ["8.8.8.8", "2001:4860:4860::8888"] {
+            let args = ["marked", server, "example.test", mark];
+            output(probe(&container)?.args(args))?;
+        }
+    }
+    witness.saw_only_tls()
+}
+
+#[test]
+fn nobody_can_answer_in_our_stead() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("app")?;
+    let daemon = stage.daemon(&[&container])?;
+    let tokens = tokens(&stage, &daemon, &container)?;
+    for at in tokens {
+        for kind in [SockType::Datagram, SockType::Stream] {
+            let bound = container.netns().run(|| -> Result<nix::Result<()>> {
+                let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+                let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+                setsockopt(&socket, ReuseAddr, &true)?;
+                setsockopt(&socket, ReusePort, &true)?;
+                freebind(&socket, at.ip())?;
+                Ok(bind(socket.as_raw_fd(), &SockaddrStorage::from(at)))
+            })??;
+            ensure!(bound == Err(nix::Error::EADDRINUSE), "{at} {kind:?}: {bound:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_programs_of_two_daemons_do_not_keep_each_others_clients_out() -> Result<()> {
+    let stage = Stage::new()?;
+    let inner = stage.world.container("inner")?;
+    let beside = stage.world.beside("beside", &inner)?;
+    let world = stage.world.cgroup().path()?;
+    let start = |pattern: &str| -> Result<Daemon> {
+        let mut args = stage.run_args(&[])?;
+        args.push(format!("--cgroup={world}/{pattern}"));
+        let daemon = Daemon::start(&stage.world, &args)?;
+        daemon.wait_until_serving(inner.netns())?;
+        Ok(daemon)
+    };
+    // All attach to the cgroup above both; the last one to each, further down.
+    for patterns in [["inner*", "beside*"], ["beside*", "inner*"], ["beside*", "inner"]] {
+        let _daemons = [start(patterns[0])?, start(patterns[1])?];
+        for container in [&inner, &beside] {
+            for server in ["@8.8.8.8", "@2001:4860:4860::8888", "@9.9.9.9"] {
+                let answer = dig(container, &["example.test", server])?;
+                ensure!(answer == [Zone::Encrypted.a().to_string()], "{patterns:?}: {answer:?}");
+            }
+        }
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The kernel programs and their maps; the only owner of aya.
 
 mod attach;
+mod door;
 mod error;
 mod events;
 mod pins;
@@ -17,12 +18,15 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, SkStorage},
 };
-use dns_proxy_common::{Counter, Device, FailMode, GuardMode, Listener, Origin, Policy};
+use dns_proxy_common::{
+    Counter, Device, FailMode, GuardMode, Listener, Origin, Policy, STAMPED,
+};
 use error::absent_is_fine;
 use tokens::TokenMaps;
 use tokio::task::JoinHandle;
 
 pub use attach::Attachment;
+pub use door::Door;
 pub use error::BpfError;
 pub use events::Events;
 pub use pins::{Pins, has_attachments};
@@ -68,10 +72,13 @@ impl Bpf {
         let level: u8 = if kernel_log { aya_log::Level::Debug as u8 } else { 0 };
         let guard_mode = guard.unwrap_or(GuardMode::On) as u8;
         let fail_mode = if pins.is_some() { FailMode::Closed } else { FailMode::Open } as u8;
+        // It is the guard that stamps.
+        let stamp = guard.map_or(0, |_| rand::random::<u32>() | STAMPED);
         let mut loader = EbpfLoader::new();
         loader
             .override_global("AYA_LOG_LEVEL", &level, true)
             .override_global("GUARD_MODE", &guard_mode, true)
+            .override_global("STAMP", &stamp, true)
             .override_global("FAIL_MODE", &fail_mode, true);
         if let Some(pins) = &pins {
             pins.prepare(&mut loader);
@@ -79,6 +86,7 @@ impl Bpf {
         let mut ebpf = loader.load(OBJECT)?;
         let logger = if kernel_log { events::start_logger(&mut ebpf) } else { None };
         attach::load(&mut ebpf)?;
+        door::load(&mut ebpf)?;
         let events = Events::of(&mut ebpf)?;
         let bpf = Self {
             scope: take(&mut ebpf, "SCOPE")?,

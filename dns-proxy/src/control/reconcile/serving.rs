@@ -139,7 +139,7 @@ impl Control {
         held_by: Option<u32>,
     ) -> Result<Served, ControlError> {
         let (namespace, sockets, addresses) =
-            Namespace::open(netns, self.bpf.is_guarded()).map_err(io_error("listeners"))?;
+            Namespace::open(netns, &self.bpf).map_err(io_error("listeners"))?;
         // With `/` as the scope our own answers are looked at too.
         let exempt = self.bpf.exempt();
         let exempted = sockets.descriptors().try_for_each(|socket| exempt.exempt(socket));

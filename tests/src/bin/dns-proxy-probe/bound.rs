@@ -85,7 +85,12 @@ pub(crate) fn unconnected(
     finish(&socket, server, &query, started)
 }
 
-fn finish(socket: &UdpSocket, server: SocketAddr, query: &[u8], started: Instant) -> Result<bool> {
+pub(crate) fn finish(
+    socket: &UdpSocket,
+    server: SocketAddr,
+    query: &[u8],
+    started: Instant,
+) -> Result<bool> {
     let mut buffer = [0; 4096];
     let (length, from) = socket.recv_from(&mut buffer)?;
     let answer = Answer::to(query, &buffer[..length])?;

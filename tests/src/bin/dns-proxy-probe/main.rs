@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
 
 mod bound;
+mod forged;
 mod many;
 mod shapes;
 
@@ -29,6 +30,10 @@ const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
   bound-tcp SERVER NAME DEVICE          TCP, the same
   unicast-if SERVER NAME DEVICE         IP_UNICAST_IF, unconnected
   pktinfo SERVER NAME DEVICE            IP_PKTINFO with an interface, unconnected
+  marked SERVER NAME MARK               UDP with SO_MARK, connected
+  borrowed SERVER NAME SOURCE           UDP bound to an address that may be somebody else's
+  raw SERVER NAME SOURCE                a datagram made by hand; exits with 0 once it is sent
+  hold SERVER COUNT                     connects over TCP as often as it can, waits for stdin to end
   early-udp SERVER NAME               connects, waits for a line on stdin, then asks
   early-tcp SERVER NAME               the same over TCP
   tokens N                            asks N different servers in 198.18.0.0/15, without waiting
@@ -86,6 +91,12 @@ fn run(args: &mut Vec<String>) -> Result<bool> {
         ["pktinfo", at, name, device] => {
             bound::unconnected(bound::How::PacketInfo, server(at)?, name, device, limit)
         }
+        ["marked", at, name, mark] => forged::marked(server(at)?, name, mark.parse()?, limit),
+        ["borrowed", at, name, source] => {
+            forged::borrowed(server(at)?, name, source.parse()?, limit)
+        }
+        ["raw", at, name, source] => forged::raw(server(at)?, name, source.parse()?),
+        ["hold", at, count] => many::hold(server(at)?, count.parse()?, limit),
         ["early-udp", at, name] => shapes::early_udp(server(at)?, name, limit),
         ["early-tcp", at, name] => shapes::early_tcp(server(at)?, name, limit),
         ["tokens", count] => many::servers(count.parse()?),

@@ -5,7 +5,7 @@ use anyhow::Result;
 use dns_proxy_tests::expected_a;
 use dns_proxy_tests::wire::{Answer, query, random, random_id};
 use hickory_proto::rr::RecordType;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -47,6 +47,15 @@ pub(crate) fn run(
         (count.ok.into_inner(), count.lost.into_inner(), count.wrong.into_inner());
     println!("sent={total} ok={ok} lost={lost} wrong={wrong}");
     Ok(ok == total)
+}
+
+/// Holds connections until it is told to end, or ended.
+pub(crate) fn hold(server: SocketAddr, count: usize, limit: Duration) -> Result<bool> {
+    let connections: Vec<_> =
+        (0..count).map_while(|_| TcpStream::connect_timeout(&server, limit).ok()).collect();
+    println!("connected={}", connections.len());
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(true)
 }
 
 /// Sends a query to each of many nameservers; how many the kernel took and refused.
