@@ -12,8 +12,8 @@ mod token;
 
 pub use counter::Counter;
 pub use token::{
-    MAX_CGROUP_TOKENS, MAX_TOKENS, TOKEN4_NET, TOKEN4_PREFIX_LEN, TOKEN6_NET, TOKEN6_PREFIX_LEN,
-    Token,
+    Held, MAX_CGROUP_TOKENS, MAX_TOKENS, NEARLY_ALL_CGROUP_TOKENS, TOKEN4_NET, TOKEN4_PREFIX_LEN,
+    TOKEN6_NET, TOKEN6_PREFIX_LEN, Token,
 };
 
 /// The port whose traffic is redirected (RFC 1035 section 4.2).
@@ -105,7 +105,7 @@ pub enum Policy {
     SelectAll = 5,
 }
 
-/// A query that was refused only because the daemon has not seen something yet.
+/// A query that was refused only because the daemon has not seen something yet, or soon will be.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -126,6 +126,8 @@ impl Event {
     pub const CGROUP: u32 = 1;
     /// The listener of the namespace cannot be reached in this family, or could not so far.
     pub const FAMILY: u32 = 2;
+    /// Not something unseen: the cgroup has nearly all the tokens it may have, or none is left.
+    pub const TOKENS: u32 = 3;
 }
 
 /// What the leak guard does with port-53 packets of the scope that leave past the redirection.
@@ -160,6 +162,8 @@ mod pod {
     unsafe impl aya::Pod for super::Device {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Event {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Held {}
 }
 
 const _: () = {
@@ -168,6 +172,7 @@ const _: () = {
     assert!(size_of::<Device>() == 16 && align_of::<Device>() == 8);
     assert!(size_of::<Event>() == 24);
     assert!(size_of::<Token>() == 4);
+    assert!(size_of::<Held>() == 8 && align_of::<Held>() == 4);
 };
 
 #[cfg(test)]
@@ -189,5 +194,7 @@ mod tests {
         assert_eq!(offset_of!(Event, cgroup), 0);
         assert_eq!(offset_of!(Event, netns), 8);
         assert_eq!(offset_of!(Event, pid), 16);
+        assert_eq!(offset_of!(Held, token), 0);
+        assert_eq!(offset_of!(Held, used), 4);
     }
 }

@@ -6,6 +6,9 @@ pub const MAX_TOKENS: u32 = 65_536;
 /// The most tokens of one cgroup, so that none can take them all.
 pub const MAX_CGROUP_TOKENS: u32 = 1_024;
 
+/// From here on a cgroup is short of tokens, and the daemon looks which it does not use.
+pub const NEARLY_ALL_CGROUP_TOKENS: u32 = MAX_CGROUP_TOKENS / 4 * 3;
+
 /// The IPv4 tokens, 127.64.0.0/10: loopback everywhere, and nobody's default.
 pub const TOKEN4_NET: [u8; 4] = [127, 64, 0, 0];
 /// Prefix length of [`TOKEN4_NET`].
@@ -24,6 +27,22 @@ const ID_MASK: u32 = (1 << (32 - TOKEN4_PREFIX_LEN)) - 1;
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(pub u32);
+
+/// A token as the kernel programs find it by its origin.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its number.
+    pub token: u32,
+    /// When somebody was last sent to it: `CLOCK_MONOTONIC` in units of 2^30 ns, about a second,
+    /// so that a busy token is written to no more often.
+    pub used: u32,
+}
+
+impl Held {
+    /// Turns nanoseconds into the unit of `used`.
+    pub const USED_SHIFT: u32 = 30;
+}
 
 impl Token {
     /// The IPv4 address, in network order.

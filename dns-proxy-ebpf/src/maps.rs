@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use dns_proxy_common::{
-    Counter, Device, EVENTS_BYTES, Event, Listener, MAX_DEVICES, MAX_NAMESPACES, MAX_SCOPE,
+    Counter, Device, EVENTS_BYTES, Event, Held, Listener, MAX_DEVICES, MAX_NAMESPACES, MAX_SCOPE,
     MAX_TOKENS, Origin,
 };
 
@@ -31,12 +31,13 @@ pub(crate) static DEVICES: HashMap<Device, u8, MAX_DEVICES, NO_PREALLOC> = HashM
 #[btf_map]
 pub(crate) static EXEMPT: SkStorage<u8> = SkStorage::new();
 
-/// Origin -> token number. Written here; pruned by the daemon.
+/// Origin -> its token. Written here; pruned by the daemon.
 #[btf_map]
-pub(crate) static TOKENS: HashMap<Origin, u32, { MAX_TOKENS as usize }, NO_PREALLOC> =
+pub(crate) static TOKENS: HashMap<Origin, Held, { MAX_TOKENS as usize }, NO_PREALLOC> =
     HashMap::new();
 
-/// Token number -> origin: the inverse of `TOKENS`, always written before it.
+/// Token number -> origin: the inverse of `TOKENS`, always written before it. The daemon clears a
+/// slot long after the entry there, when nobody can use the token any more.
 #[btf_map]
 pub(crate) static ORIGINS: Array<Origin, { MAX_TOKENS as usize }> = Array::new();
 

@@ -34,6 +34,8 @@ use crate::{
 
 /// Time for answers in flight when stopping, on top of the time that a query may take.
 const DRAIN_MARGIN: Duration = Duration::from_millis(200);
+/// How much longer than a query may take a token is kept from others after its last use.
+const TOKEN_MARGIN: Duration = Duration::from_secs(1);
 /// Listener ids of plain listeners start here; namespaces count up from 0.
 const FIRST_PLAIN_LISTENER: u64 = 1 << 63;
 
@@ -84,7 +86,8 @@ impl App {
         serve_plain(&config.plain, &workers, &*bpf.exempt())?;
         let tree = CgroupTree::new(root);
         let scope = config.scope.clone();
-        let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers))?;
+        let rest = config.upstream_timeout + TOKEN_MARGIN;
+        let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers), rest)?;
         // Nobody has been without programs meanwhile.
         claim.iter_mut().for_each(Claim::settle);
         Ok(Self { config, control: Some(control), claim, workers })

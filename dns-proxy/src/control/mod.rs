@@ -23,4 +23,5 @@ pub mod reconcile;
 pub mod sock_diag;
 pub mod sockets;
 pub mod stale;
+pub mod tokens;
 pub mod watch;

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     io,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     task::{Context, Poll},
 };
 
@@ -20,6 +20,7 @@ use super::{
     locals::Addresses,
     netlink::{Changes, Monitor, Netlink},
     netns::{self, Netns, NetnsId},
+    sock_diag,
     sockets::{self, Opened},
     stale,
 };
@@ -108,6 +109,16 @@ impl Namespace {
     /// The kernel cannot do it.
     pub fn break_stale(&self, cgroups: &HashSet<u64>) -> io::Result<usize> {
         self.netns.enter(|| stale::destroy(cgroups))?
+    }
+
+    /// Whom the sockets inside are connected to that are connected to the listeners' port.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn peers(&self) -> io::Result<Vec<IpAddr>> {
+        let port = self.port();
+        let sockets = self.netns.enter(|| sock_diag::connected_to(port, sock_diag::ALIVE))??;
+        Ok(sockets.iter().map(sock_diag::Connected::peer).collect())
     }
 
     /// Every family that there are sockets for can be reached.

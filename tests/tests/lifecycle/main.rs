@@ -8,3 +8,4 @@ mod hang;
 mod isolation;
 mod namespaces;
 mod rivals;
+mod tokens;

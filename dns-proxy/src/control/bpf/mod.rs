@@ -19,7 +19,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, SkStorage},
 };
 use dns_proxy_common::{
-    Counter, Device, FailMode, GuardMode, Listener, Origin, Policy, STAMPED,
+    Counter, Device, FailMode, GuardMode, Held, Listener, Origin, Policy, STAMPED, Token,
 };
 use error::absent_is_fine;
 use tokens::TokenMaps;
@@ -180,12 +180,36 @@ impl Bpf {
         self.pulse.set(0, at, 0).map_err(|source| BpfError::Map { name: "PULSE", source })
     }
 
-    /// Frees the tokens of which `dead` says that nobody can use them any more.
+    /// Every origin that has a token.
     ///
     /// # Errors
-    /// The kernel refused a map operation.
-    pub fn reclaim(&self, dead: impl Fn(&Origin) -> bool) -> Result<usize, BpfError> {
-        self.tokens.reclaim(dead).map_err(|source| BpfError::Map { name: "TOKENS", source })
+    /// The kernel refused to tell.
+    pub fn tokens(&self) -> Result<Vec<(Origin, Held)>, BpfError> {
+        self.tokens.all().map_err(|source| BpfError::Map { name: "TOKENS", source })
+    }
+
+    /// Gives nobody new the token of `origin`; whoever has it goes on.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn retire(&self, origin: &Origin) -> Result<(), BpfError> {
+        self.tokens.retire(origin).map_err(|source| BpfError::Map { name: "TOKENS", source })
+    }
+
+    /// Lets retired tokens stand for somebody else. Nobody may have one of them any more.
+    ///
+    /// # Errors
+    /// The kernel refused; those that are left are then nobody's.
+    pub fn free(&self, tokens: &[Token]) -> Result<(), BpfError> {
+        self.tokens.free(tokens).map_err(|source| BpfError::Map { name: "FREE_TOKENS", source })
+    }
+
+    /// Says how many tokens each cgroup has.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn set_shares(&self, shares: &StdHashMap<u64, u32>) -> Result<(), BpfError> {
+        self.tokens.set_shares(shares).map_err(|source| BpfError::Map { name: "QUOTA", source })
     }
 
     /// A counter's sum over all CPUs.

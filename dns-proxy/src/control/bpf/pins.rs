@@ -17,7 +17,7 @@ use aya::{
     maps::{Map, MapData, MapError, MapType, PerCpuArray},
     pin::PinError,
 };
-use dns_proxy_common::{Counter, MAX_TOKENS, Origin};
+use dns_proxy_common::{Counter, Held, MAX_TOKENS, Origin};
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -33,7 +33,12 @@ struct Shape {
 }
 
 const INHERITED: [Shape; 4] = [
-    Shape { name: "TOKENS", kind: MapType::Hash, key: size_of::<Origin>(), value: 4 },
+    Shape {
+        name: "TOKENS",
+        kind: MapType::Hash,
+        key: size_of::<Origin>(),
+        value: size_of::<Held>(),
+    },
     Shape { name: "ORIGINS", kind: MapType::Array, key: 4, value: size_of::<Origin>() },
     Shape { name: "FREE_TOKENS", kind: MapType::Queue, key: 0, value: 4 },
     Shape { name: "QUOTA", kind: MapType::Hash, key: 8, value: 4 },

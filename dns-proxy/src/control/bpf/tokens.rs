@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap as StdHashMap, HashSet},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -12,7 +12,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, MapError, Queue},
 };
-use dns_proxy_common::{MAX_TOKENS, Origin, Token};
+use dns_proxy_common::{Held, MAX_TOKENS, Origin, Token};
 
 use super::{BpfError, error::absent_is_fine, take};
 use crate::datapath::gate::Origins;
@@ -23,12 +23,13 @@ const NOBODY: Origin = Origin { cgroup: 0, netns: 0, addr: [0; 16] };
 /// Tokens and what they stand for.
 pub(super) struct TokenMaps {
     maps: Mutex<TokenMapsInner>,
+    /// Apart, because workers look into it: what else is done to tokens may take long.
+    origins: Mutex<Array<MapData, Origin>>,
     generation: AtomicU64,
 }
 
 struct TokenMapsInner {
-    tokens: HashMap<MapData, Origin, u32>,
-    origins: Array<MapData, Origin>,
+    tokens: HashMap<MapData, Origin, Held>,
     free: Queue<MapData, u32>,
     quota: HashMap<MapData, u64, u32>,
 }
@@ -39,54 +40,76 @@ impl TokenMaps {
     pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let mut maps = TokenMapsInner {
             tokens: take(ebpf, "TOKENS")?,
-            origins: take(ebpf, "ORIGINS")?,
             free: take(ebpf, "FREE_TOKENS")?,
             quota: take(ebpf, "QUOTA")?,
         };
-        maps.recount().map_err(|source| BpfError::Map { name: "TOKENS", source })?;
-        Ok(Self { maps: Mutex::new(maps), generation: AtomicU64::new(0) })
+        let origins = take(ebpf, "ORIGINS")?;
+        maps.recount(&origins).map_err(|source| BpfError::Map { name: "TOKENS", source })?;
+        Ok(Self {
+            maps: Mutex::new(maps),
+            origins: Mutex::new(origins),
+            generation: AtomicU64::new(0),
+        })
     }
 
-    /// Frees the tokens of which `dead` says so; how many.
-    pub(super) fn reclaim(&self, dead: impl Fn(&Origin) -> bool) -> Result<usize, MapError> {
-        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = maps.tokens.iter().collect::<Result<Vec<_>, _>>()?;
-        let mut freed = 0;
-        let mut used = StdHashMap::new();
-        for (origin, token) in all {
-            let share: &mut u32 = used.entry(origin.cgroup).or_default();
-            if dead(&origin) {
-                absent_is_fine(maps.tokens.remove(&origin))?;
-                maps.origins.set(token, NOBODY, 0)?;
-                maps.free.push(token, 0)?;
-                freed += 1;
-            } else {
-                *share += 1;
-            }
+    /// Every origin that has one.
+    pub(super) fn all(&self) -> Result<Vec<(Origin, Held)>, MapError> {
+        self.lock().tokens.iter().collect()
+    }
+
+    /// Gives nobody new the token of `origin`.
+    pub(super) fn retire(&self, origin: &Origin) -> Result<(), MapError> {
+        absent_is_fine(self.lock().tokens.remove(origin))
+    }
+
+    /// Lets retired tokens stand for somebody else.
+    pub(super) fn free(&self, tokens: &[Token]) -> Result<(), MapError> {
+        if tokens.is_empty() {
+            return Ok(());
         }
-        if freed > 0 {
-            for (cgroup, share) in used {
-                match share {
-                    0 => absent_is_fine(maps.quota.remove(&cgroup))?,
-                    _ => maps.quota.insert(cgroup, share, 0)?,
-                }
-            }
-            self.generation.fetch_add(1, Ordering::Release);
+        tokens.iter().try_for_each(|token| self.lock_origins().set(token.0, NOBODY, 0))?;
+        // Before anybody is given one of them.
+        self.generation.fetch_add(1, Ordering::Release);
+        let mut maps = self.lock();
+        tokens.iter().try_for_each(|token| maps.free.push(token.0, 0))
+    }
+
+    /// Says how many tokens each cgroup has.
+    pub(super) fn set_shares(&self, shares: &StdHashMap<u64, u32>) -> Result<(), MapError> {
+        let mut maps = self.lock();
+        let known = maps.quota.keys().collect::<Result<Vec<_>, _>>()?;
+        for cgroup in known.iter().filter(|cgroup| !shares.contains_key(cgroup)) {
+            absent_is_fine(maps.quota.remove(cgroup))?;
         }
-        Ok(freed)
+        shares.iter().try_for_each(|(cgroup, share)| maps.quota.insert(cgroup, share, 0))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, TokenMapsInner> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_origins(&self) -> MutexGuard<'_, Array<MapData, Origin>> {
+        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl TokenMapsInner {
     /// Makes the free tokens and the quotas follow from the tokens: whoever filled these maps may
     /// have been killed halfway.
-    fn recount(&mut self) -> Result<(), MapError> {
+    fn recount(&mut self, origins: &Array<MapData, Origin>) -> Result<(), MapError> {
         let used = self.tokens.iter().collect::<Result<StdHashMap<_, _>, _>>()?;
         while self.free.pop(0).is_ok() {}
-        let taken: HashSet<u32> = used.values().copied().collect();
+        let taken: HashSet<u32> = used.values().map(|held| held.token).collect();
+        let mut rest = Vec::new();
         for token in (1..MAX_TOKENS).filter(|token| !taken.contains(token)) {
-            self.free.push(token, 0)?;
+            if taken.is_empty() || origins.get(&token, 0)? == NOBODY {
+                self.free.push(token, 0)?;
+            } else {
+                rest.push(token);
+            }
         }
+        // Last of all, because somebody may still have them: they were retired.
+        rest.into_iter().try_for_each(|token| self.free.push(token, 0))?;
         let mut shares: StdHashMap<u64, u32> = StdHashMap::new();
         used.keys().for_each(|origin| *shares.entry(origin.cgroup).or_default() += 1);
         for (cgroup, share) in shares {
@@ -98,8 +121,7 @@ impl TokenMapsInner {
 
 impl Origins for TokenMaps {
     fn origin(&self, token: Token) -> Option<Origin> {
-        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
-        maps.origins.get(&token.0, 0).ok().filter(|origin| *origin != NOBODY)
+        self.lock_origins().get(&token.0, 0).ok().filter(|origin| *origin != NOBODY)
     }
 
     fn generation(&self) -> u64 {

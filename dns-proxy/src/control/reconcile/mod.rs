@@ -1,9 +1,9 @@
 //! Makes what is in place match what the scope asks for, whenever something changes.
 
 mod serving;
+mod sweeping;
 
 use std::{
-    cell::RefCell,
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use dns_proxy_common::{Counter, Event, Origin, Policy};
+use dns_proxy_common::{Counter, Event, Policy};
 use serving::{Served, changed};
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -23,6 +23,7 @@ use super::{
     cgroup::{self, CgroupId, CgroupTree, Scope, Survey},
     named,
     netns::{Netns, NetnsId},
+    tokens::Ledger,
     watch::Watcher,
 };
 use crate::{datapath::worker::Worker, pulse};
@@ -30,8 +31,7 @@ use crate::{datapath::worker::Worker, pulse};
 /// How often everything is looked at, changed or not: what inotify does not tell, such as a
 /// process that moves to another namespace, is seen this late.
 const RESYNC: Duration = Duration::from_secs(1);
-/// How often unused tokens are looked for. One is freed when it was unused twice in a row, so that
-/// no answer on its way finds its token taken.
+/// How often unused tokens are looked for, unless they are scarce.
 const SWEEP: Duration = Duration::from_secs(30);
 /// After a change, everything is looked at again this much later: a process joins its cgroup before
 /// it enters its namespace, and a file is made before a namespace is bound to it.
@@ -77,7 +77,9 @@ pub struct Control {
     unservable: HashMap<NetnsId, Instant>,
     attached: Option<(PathBuf, Attachment)>,
     members: HashSet<u64>,
-    unused_tokens: HashSet<Origin>,
+    ledger: Ledger,
+    /// Somebody is short of tokens: look for unused ones at every resync.
+    scarce: bool,
     next_listener: u64,
     /// Namespaces whose routes by device are to be looked at, and when.
     unrouted: HashSet<NetnsId>,
@@ -85,7 +87,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Puts everything in place for what is there now; programs are attached last.
+    /// Puts everything in place for what is there now; programs are attached last. A token is not
+    /// taken back before it has been idle for a `rest`, which must be longer than any answer takes.
     ///
     /// # Errors
     /// The kernel refuses something without which nothing can be intercepted.
@@ -95,6 +98,7 @@ impl Control {
         bpf: Bpf,
         events: Events,
         workers: Arc<[Worker]>,
+        rest: Duration,
     ) -> Result<Self, ControlError> {
         let watcher = Watcher::new().map_err(io_error("inotify"))?;
         let mut control = Self {
@@ -108,7 +112,8 @@ impl Control {
             unservable: HashMap::new(),
             attached: None,
             members: HashSet::new(),
-            unused_tokens: HashSet::new(),
+            ledger: Ledger::new(rest),
+            scarce: false,
             next_listener: 0,
             unrouted: HashSet::new(),
             route_at: Instant::now(),
@@ -149,11 +154,14 @@ impl Control {
                 _ = resync.tick() => {
                     self.break_stale(STALE_AT_ONCE);
                     self.refresh(|_| true);
-                    if swept.elapsed() >= SWEEP {
+                    let due = swept.elapsed() >= SWEEP;
+                    if (due || self.scarce)
+                        && let Err(error) = self.sweep()
+                    {
+                        warn!(%error, "cannot take tokens back; trying again");
+                    }
+                    if due {
                         swept = Instant::now();
-                        if let Err(error) = self.sweep() {
-                            warn!(%error, "cannot free tokens; trying again");
-                        }
                         // Somebody may have removed a route, which the monitors do not tell.
                         let all: Vec<_> = self.namespaces.keys().copied().collect();
                         all.into_iter().for_each(|id| self.follow(id));
@@ -272,6 +280,7 @@ impl Control {
     /// Queries that were refused because nobody had seen their cgroup or namespace. `true` if the
     /// tree must be looked at.
     fn meet(&mut self, events: &[Event]) -> bool {
+        self.scarce |= events.iter().any(|event| event.unseen == Event::TOKENS);
         // Whoever is refused tries again, and again.
         let unseen: HashMap<_, _> =
             events.iter().map(|event| ((event.unseen, event.netns), event)).collect();
@@ -291,7 +300,7 @@ impl Control {
                 }
             }
         }
-        unseen.keys().any(|(kind, _)| *kind != Event::NETNS)
+        unseen.keys().any(|(kind, _)| matches!(*kind, Event::CGROUP | Event::FAMILY))
     }
 
     /// Attaches once; again only if the cgroup was removed, and with it the programs.
@@ -313,23 +322,6 @@ impl Control {
             }
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Frees the tokens of cgroups that are gone.
-    fn sweep(&mut self) -> Result<(), ControlError> {
-        let seen = RefCell::new(HashSet::new());
-        let freed = self.bpf.reclaim(|origin| {
-            if self.members.contains(&origin.cgroup) {
-                return false;
-            }
-            seen.borrow_mut().insert(*origin);
-            self.unused_tokens.contains(origin)
-        })?;
-        self.unused_tokens = seen.into_inner();
-        if freed > 0 {
-            debug!(freed, "tokens reclaimed");
-        }
-        Ok(())
     }
 }
 

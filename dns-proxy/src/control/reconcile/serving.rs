@@ -212,11 +212,7 @@ impl Control {
         }
         self.workers[served.worker].release(served.listener);
         self.namespaces.remove(&id);
-        let tokens = self.bpf.reclaim(|origin| origin.netns == cookie);
-        match tokens {
-            Ok(tokens) => info!(netns = id.0, tokens, "namespace released"),
-            Err(error) => warn!(%error, netns = id.0, "namespace released, but not its tokens"),
-        }
+        info!(netns = id.0, "namespace released");
     }
 
     /// Breaks what was connected before it could be redirected. The kernel walks its whole table of

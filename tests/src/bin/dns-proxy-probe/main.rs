@@ -37,6 +37,8 @@ const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
   early-udp SERVER NAME               connects, waits for a line on stdin, then asks
   early-tcp SERVER NAME               the same over TCP
   tokens N                            asks N different servers in 198.18.0.0/15, without waiting
+  recurse N NAME                      asks as many, one after another, again where refused; an old
+                                      connection over UDP and one over TCP must last throughout
   many N CONCURRENCY SERVER SUFFIX    N names below SUFFIX, each answer checked
 SERVER is ADDRESS or ADDRESS:PORT; the port is 53 otherwise.";
 
@@ -100,6 +102,7 @@ fn run(args: &mut Vec<String>) -> Result<bool> {
         ["early-udp", at, name] => shapes::early_udp(server(at)?, name, limit),
         ["early-tcp", at, name] => shapes::early_tcp(server(at)?, name, limit),
         ["tokens", count] => many::servers(count.parse()?),
+        ["recurse", count, name] => many::recurse(count.parse()?, name, limit),
         ["many", count, concurrency, at, suffix] => {
             many::run(count.parse()?, concurrency.parse()?, server(at)?, suffix, limit)
         }
