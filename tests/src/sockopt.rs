@@ -6,7 +6,10 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Reads an option whose value is exactly `N` bytes.
-pub(crate) fn get<const N: usize>(
+///
+/// # Errors
+/// The kernel refuses, or the value has another length.
+pub fn get<const N: usize>(
     socket: impl AsFd,
     level: libc::c_int,
     name: libc::c_int,
@@ -28,14 +31,17 @@ pub fn freebind(socket: impl AsFd, addr: IpAddr) -> Result<()> {
         IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_FREEBIND),
         IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND),
     };
-    set(socket, level, option, 1)
+    set(socket, level, option, &1_i32.to_ne_bytes())
 }
 
-/// Sets an option whose value is one integer.
-fn set(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> Result<()> {
+/// Sets an option to these bytes.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &[u8]) -> Result<()> {
     let fd = socket.as_fd().as_raw_fd();
-    let length = libc::socklen_t::try_from(size_of_val(&value))?;
-    // SAFETY: setsockopt(2) reads the one integer that it is given the size of.
-    let set = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
+    let length = libc::socklen_t::try_from(value.len())?;
+    // SAFETY: setsockopt(2) reads `length` bytes, which is the size of `value`.
+    let set = unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), length) };
     Errno::result(set).map(drop).with_context(|| format!("setsockopt {level} {name}"))
 }

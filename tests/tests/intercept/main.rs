@@ -2,7 +2,9 @@
 //! only, and it notices nothing.
 
 mod clients;
+mod connections;
 mod device;
 mod guard;
+mod scene;
 mod scope;
 mod shapes;

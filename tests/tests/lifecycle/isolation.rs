@@ -105,7 +105,7 @@ fn neighbours_cannot_reach_the_listener() -> Result<()> {
     // By hand, with a source that looks like the container's own.
     for (to, source) in [(targets[2], "::1"), (targets[3], "127.0.0.1")] {
         let to = SocketAddr::new(to, port).to_string();
-        let forged = ["raw", &to, "example.test", source];
+        let forged = ["forged", &to, "example.test", source];
         ensure!(probe(&neighbour)?.args(forged).status()?.success(), "{forged:?}");
     }
     ensure!(stage.upstream.journal().queries.len() == 2, "nothing more went upstream");
@@ -226,7 +226,7 @@ fn packets_made_by_hand_get_no_answer() -> Result<()> {
     ];
     for (to, sources) in tokens.iter().zip(sources) {
         for source in sources {
-            let forged = ["raw", &to.to_string(), "example.test", &source.to_string()];
+            let forged = ["forged", &to.to_string(), "example.test", &source.to_string()];
             ensure!(probe(&container)?.args(forged).status()?.success(), "{forged:?}");
         }
     }

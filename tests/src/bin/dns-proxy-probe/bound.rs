@@ -1,27 +1,31 @@
 //! Sockets that insist on a device, in each of the ways there are.
 
 use std::{
-    io::IoSlice,
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
-use dns_proxy_tests::wire::{Answer, query, random_id};
+use anyhow::Result;
+use dns_proxy_tests::{
+    sockopt,
+    wire::{query, random_id},
+};
 use hickory_proto::rr::RecordType;
 use nix::{
     libc,
     net::if_::if_nametoindex,
     sys::socket::{
-        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, connect,
-        sendmsg, setsockopt, socket,
+        AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket,
         sockopt::{BindToDevice, ReceiveTimeout, SendTimeout},
     },
     sys::time::{TimeVal, TimeValLike},
 };
 
-use crate::shapes::{ask_tcp, is_good, report, udp_socket};
+use crate::{
+    shapes::{ask_tcp, is_good, receive, report, udp_socket},
+    sources::send_by,
+};
 
 /// How an unconnected socket names its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +47,7 @@ pub(crate) fn connected(
     socket.connect(server)?;
     let query = query(random_id(), name, RecordType::A)?;
     socket.send(&query)?;
-    finish(&socket, server, &query, started)
+    receive(&socket, server, &query, started)
 }
 
 pub(crate) fn tcp(server: SocketAddr, name: &str, device: &str, limit: Duration) -> Result<bool> {
@@ -77,25 +81,16 @@ pub(crate) fn unconnected(
         How::BindToDevice => setsockopt(&socket, BindToDevice, &device.into())?,
         How::UnicastIf => unicast_if(&socket, server.ip(), index)?,
         How::PacketInfo => {
-            send_by(&socket, &query, server, index)?;
-            return finish(&socket, server, &query, started);
+            let any = match server.ip() {
+                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            };
+            send_by(&socket, &query, Some(&server.into()), any, index)?;
+            return receive(&socket, server, &query, started);
         }
     }
     socket.send_to(&query, server)?;
-    finish(&socket, server, &query, started)
-}
-
-pub(crate) fn finish(
-    socket: &UdpSocket,
-    server: SocketAddr,
-    query: &[u8],
-    started: Instant,
-) -> Result<bool> {
-    let mut buffer = [0; 4096];
-    let (length, from) = socket.recv_from(&mut buffer)?;
-    let answer = Answer::to(query, &buffer[..length])?;
-    report(&[("from", &from)], &answer, started);
-    Ok(from == server && is_good(&answer))
+    receive(&socket, server, &query, started)
 }
 
 fn unicast_if(socket: &UdpSocket, server: IpAddr, index: u32) -> Result<()> {
@@ -104,44 +99,5 @@ fn unicast_if(socket: &UdpSocket, server: IpAddr, index: u32) -> Result<()> {
         IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF),
     };
     let index = index.to_be(); // as ip(7) wants it
-    // SAFETY: the kernel reads the one integer that it is given the size of.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const index).cast(),
-            size_of::<u32>() as libc::socklen_t,
-        )
-    };
-    if result != 0 {
-        bail!(std::io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Sends by an interface that this one datagram names.
-fn send_by(socket: &UdpSocket, query: &[u8], server: SocketAddr, index: u32) -> Result<()> {
-    let to = SockaddrStorage::from(server);
-    let slices = [IoSlice::new(query)];
-    match server.ip() {
-        IpAddr::V4(_) => {
-            let info = libc::in_pktinfo {
-                ipi_ifindex: index.try_into()?,
-                ipi_spec_dst: libc::in_addr { s_addr: 0 },
-                ipi_addr: libc::in_addr { s_addr: 0 },
-            };
-            let control = [ControlMessage::Ipv4PacketInfo(&info)];
-            sendmsg(socket.as_raw_fd(), &slices, &control, MsgFlags::empty(), Some(&to))?;
-        }
-        IpAddr::V6(_) => {
-            let info = libc::in6_pktinfo {
-                ipi6_addr: libc::in6_addr { s6_addr: [0; 16] },
-                ipi6_ifindex: index,
-            };
-            let control = [ControlMessage::Ipv6PacketInfo(&info)];
-            sendmsg(socket.as_raw_fd(), &slices, &control, MsgFlags::empty(), Some(&to))?;
-        }
-    }
-    Ok(())
+    sockopt::set(socket, level, option, &index.to_ne_bytes())
 }

@@ -17,7 +17,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt::Mark,
 };
 
-use crate::{bound::finish, shapes::udp_socket};
+use crate::shapes::{receive, udp_socket};
 
 /// Any port; nobody is to answer there.
 const SOURCE_PORT: u16 = 40_053;
@@ -31,7 +31,7 @@ pub(crate) fn marked(server: SocketAddr, name: &str, mark: u32, limit: Duration)
     socket.connect(server)?;
     let query = query(random_id(), name, RecordType::A)?;
     socket.send(&query)?;
-    finish(&socket, server, &query, started)
+    receive(&socket, server, &query, started)
 }
 
 /// From an address that need not be ours (`IP_FREEBIND`), which takes no privilege.
@@ -47,7 +47,7 @@ pub(crate) fn borrowed(
     bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, SOURCE_PORT)))?;
     let query = query(random_id(), name, RecordType::A)?;
     socket.send_to(&query, server)?;
-    finish(&socket, server, &query, started)
+    receive(&socket, server, &query, started)
 }
 
 /// With headers of our own making, whatever they say.

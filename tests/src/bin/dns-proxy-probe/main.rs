@@ -5,25 +5,30 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
 
 mod bound;
+mod connections;
 mod forged;
 mod many;
+mod messages;
+mod raw;
+mod ring;
 mod shapes;
+mod sources;
+mod streams;
 
 use anyhow::{Context, Result, bail};
-use shapes::Family;
+use ring::Who;
+use shapes::{Ask, server};
 use std::env::args;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
+use streams::Opening;
 
 const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
   udp-connected SERVER NAME           connect, send, receive
   udp-unconnected NAME SERVER...      one socket asks all servers, as musl does
-  udp6-mapped SERVER NAME             the same two with an AF_INET6 socket
-  udp6-mapped-unconnected NAME SERVER...    and an IPv4 server
   tcp SERVER NAME                     a query over TCP
-  tcp6-mapped SERVER NAME             with an AF_INET6 socket and an IPv4 server
   peer-names SERVER...                what getpeername says on all of these, without a query
   bound-connected SERVER NAME DEVICE    UDP bound to a device (SO_BINDTODEVICE), connected
   bound-unconnected SERVER NAME DEVICE  the same, unconnected
@@ -32,15 +37,49 @@ const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
   pktinfo SERVER NAME DEVICE            IP_PKTINFO with an interface, unconnected
   marked SERVER NAME MARK               UDP with SO_MARK, connected
   borrowed SERVER NAME SOURCE           UDP bound to an address that may be somebody else's
-  raw SERVER NAME SOURCE                a datagram made by hand; exits with 0 once it is sent
+  forged SERVER NAME SOURCE             a datagram made by hand; exits with 0 once it is sent
   hold SERVER COUNT                     connects over TCP as often as it can, waits for stdin to end
+  from SOURCE SHAPE NAME SERVER       from an address: udp-connected, udp-unconnected, tcp,
+                                      pktinfo, pktinfo-connected
+  steps NAME STEP...                  one UDP socket connects and asks again and again:
+                                      SERVER, ADDRESS:PORT (only connects), dissolve
+  raw SOURCE KIND NAME SERVER         a packet of one's own: udp, udp-connected, header, fragment,
+                                      options, hop-by-hop, authentication, all, many
   early-udp SERVER NAME               connects, waits for a line on stdin, then asks
   early-tcp SERVER NAME               the same over TCP
+  error-queue SERVER NAME             the same over UDP, and what the error queue then says
   tokens N                            asks N different servers in 198.18.0.0/15, without waiting
   recurse N NAME                      asks as many, one after another, again where refused; an old
                                       connection over UDP and one over TCP must last throughout
   many N CONCURRENCY SERVER SUFFIX    N names below SUFFIX, each answer checked
-SERVER is ADDRESS or ADDRESS:PORT; the port is 53 otherwise.";
+  SHAPE NAME SERVER...                where SHAPE is one of: ";
+
+/// Shapes that need no more than a name and servers.
+const SHAPES: [(&str, fn(&Ask<'_>) -> Result<bool>); 23] = [
+    ("sendmsg", messages::one_by_one),
+    ("sendmmsg", messages::all_at_once),
+    ("uring-connect", |ask| ring::connected(ask, Who::Caller)),
+    ("uring-connect-worker", |ask| ring::connected(ask, Who::Worker)),
+    ("uring-connect-poller", |ask| ring::connected(ask, Who::Poller)),
+    ("uring-tcp", |ask| ring::tcp(ask, Who::Caller)),
+    ("uring-tcp-worker", |ask| ring::tcp(ask, Who::Worker)),
+    ("uring-tcp-poller", |ask| ring::tcp(ask, Who::Poller)),
+    ("uring-sendmsg", |ask| ring::messages(ask, Who::Caller, false)),
+    ("uring-sendmsg-worker", |ask| ring::messages(ask, Who::Worker, false)),
+    ("uring-sendmsg-poller", |ask| ring::messages(ask, Who::Poller, false)),
+    ("uring-sendmsg-zc", |ask| ring::messages(ask, Who::Caller, true)),
+    ("uring-sendmsg-zc-worker", |ask| ring::messages(ask, Who::Worker, true)),
+    ("uring-sendmsg-zc-poller", |ask| ring::messages(ask, Who::Poller, true)),
+    ("fast-open-sendto", |ask| streams::fast_open(ask, Opening::SendTo)),
+    ("fast-open-sendmsg", |ask| streams::fast_open(ask, Opening::SendMsg)),
+    ("fast-open-connect", |ask| streams::fast_open(ask, Opening::Connect)),
+    ("mptcp", streams::multipath),
+    ("shared-port", connections::shared_port),
+    ("elsewhere", connections::elsewhere),
+    ("only-v6", connections::only_v6),
+    ("udplite-connected", |ask| raw::lite(ask, true)),
+    ("udplite-unconnected", |ask| raw::lite(ask, false)),
+];
 
 fn main() -> ExitCode {
     let mut args: Vec<String> = args().skip(1).collect();
@@ -69,18 +108,11 @@ fn run(args: &mut Vec<String>) -> Result<bool> {
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["udp-connected", at, name] => shapes::udp_connected(Family::Own, server(at)?, name, limit),
-        ["udp6-mapped", at, name] => {
-            shapes::udp_connected(Family::Mapped, server(at)?, name, limit)
-        }
+        ["udp-connected", at, name] => shapes::udp_connected(server(at)?, name, limit),
         ["udp-unconnected", name, ref servers @ ..] => {
-            shapes::udp_unconnected(Family::Own, &all(servers)?, name, limit)
+            shapes::udp_unconnected(&all(servers)?, name, limit)
         }
-        ["udp6-mapped-unconnected", name, ref servers @ ..] => {
-            shapes::udp_unconnected(Family::Mapped, &all(servers)?, name, limit)
-        }
-        ["tcp", at, name] => shapes::tcp(Family::Own, server(at)?, name, limit),
-        ["tcp6-mapped", at, name] => shapes::tcp(Family::Mapped, server(at)?, name, limit),
+        ["tcp", at, name] => shapes::tcp(server(at)?, name, limit),
         ["peer-names", ref servers @ ..] => shapes::peer_names(&all(servers)?, limit),
         ["bound-connected", at, name, device] => bound::connected(server(at)?, name, device, limit),
         ["bound-unconnected", at, name, device] => {
@@ -97,8 +129,26 @@ fn run(args: &mut Vec<String>) -> Result<bool> {
         ["borrowed", at, name, source] => {
             forged::borrowed(server(at)?, name, source.parse()?, limit)
         }
-        ["raw", at, name, source] => forged::raw(server(at)?, name, source.parse()?),
+        ["forged", at, name, source] => forged::raw(server(at)?, name, source.parse()?),
         ["hold", at, count] => many::hold(server(at)?, count.parse()?, limit),
+        ["from", source, shape, name, at] => {
+            let (source, servers) = (source.parse()?, [server(at)?]);
+            let ask = Ask { name, servers: &servers, limit };
+            match shape {
+                "udp-connected" => sources::connected(&ask, source),
+                "udp-unconnected" => sources::unconnected(&ask, source),
+                "tcp" => sources::tcp(&ask, source),
+                "pktinfo" => sources::packet_info(&ask, source, false),
+                "pktinfo-connected" => sources::packet_info(&ask, source, true),
+                _ => bail!("{shape}: no such shape"),
+            }
+        }
+        ["steps", name, ref steps @ ..] => connections::steps(name, steps, limit),
+        ["raw", source, kind, name, at] => {
+            let servers = [server(at)?];
+            raw::send(&Ask { name, servers: &servers, limit }, kind, source.parse()?)
+        }
+        ["error-queue", at, name] => shapes::error_queue(server(at)?, name, limit),
         ["early-udp", at, name] => shapes::early_udp(server(at)?, name, limit),
         ["early-tcp", at, name] => shapes::early_tcp(server(at)?, name, limit),
         ["tokens", count] => many::servers(count.parse()?),
@@ -106,15 +156,21 @@ fn run(args: &mut Vec<String>) -> Result<bool> {
         ["many", count, concurrency, at, suffix] => {
             many::run(count.parse()?, concurrency.parse()?, server(at)?, suffix, limit)
         }
-        _ => bail!("{USAGE}"),
+        [shape, name, ref servers @ ..] => {
+            let known = SHAPES.iter().find(|(known, _)| *known == shape);
+            let (_, ask) = known.with_context(usage)?;
+            ask(&Ask { name, servers: &all(servers)?, limit })
+        }
+        [] | [_] => bail!(usage()),
     }
+}
+
+fn usage() -> String {
+    let shapes: Vec<_> = SHAPES.iter().map(|(name, _)| *name).collect();
+    let servers = "SERVER is ADDRESS, ADDRESS%INTERFACE or ADDRESS:PORT; the port is 53 otherwise.";
+    format!("{USAGE}\n    {}\n{servers}", shapes.join("\n    "))
 }
 
 fn all(servers: &[&str]) -> Result<Vec<SocketAddr>> {
     servers.iter().map(|at| server(at)).collect()
-}
-
-fn server(text: &str) -> Result<SocketAddr> {
-    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
-    address.or_else(|_| text.parse()).with_context(|| format!("{text} is no server"))
 }

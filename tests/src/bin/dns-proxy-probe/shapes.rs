@@ -3,41 +3,53 @@
 use anyhow::{Context, Result, ensure};
 use dns_proxy_tests::wire::{Answer, frame, query, random_id};
 use hickory_proto::rr::RecordType;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::sockopt::{Ipv4RecvErr, Ipv6RecvErr};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, recvmsg, setsockopt, socket,
+};
 use std::fmt::Display;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::io::{ErrorKind, IoSliceMut, Read, Write};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// Longer than any answer.
-const BUFFER: usize = 65_536;
+pub(crate) const BUFFER: usize = 65_536;
 
-/// The address family of the socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    /// The server's own.
-    Own,
-    /// `AF_INET6`, also for an IPv4 server.
-    Mapped,
+/// A question, and who is to answer it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask<'a> {
+    /// The name whose A record is wanted.
+    pub(crate) name: &'a str,
+    pub(crate) servers: &'a [SocketAddr],
+    /// How long to wait for each answer.
+    pub(crate) limit: Duration,
 }
 
-impl Family {
-    /// The server's address as such a socket names it.
-    fn name(self, server: SocketAddr) -> SocketAddr {
-        match (self, server.ip()) {
-            (Self::Mapped, IpAddr::V4(v4)) => (v4.to_ipv6_mapped(), server.port()).into(),
-            (Self::Own | Self::Mapped, _) => server,
-        }
+/// Reads `ADDRESS`, `ADDRESS%INTERFACE` or `ADDRESS:PORT`.
+pub(crate) fn server(text: &str) -> Result<SocketAddr> {
+    if let Some((address, interface)) = text.split_once('%') {
+        let index = if_nametoindex(interface).with_context(|| format!("no {interface}"))?;
+        return Ok(SocketAddrV6::new(address.parse()?, 53, 0, index).into());
+    }
+    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    address.or_else(|_| text.parse()).with_context(|| format!("{text} is no server"))
+}
+
+impl Ask<'_> {
+    /// The first server.
+    pub(crate) fn server(&self) -> Result<SocketAddr> {
+        self.servers.first().copied().context("no server")
+    }
+
+    /// A query with an ID of its own.
+    pub(crate) fn query(&self) -> Result<Vec<u8>> {
+        query(random_id(), self.name, RecordType::A)
     }
 }
 
-pub(crate) fn udp_connected(
-    family: Family,
-    server: SocketAddr,
-    name: &str,
-    limit: Duration,
-) -> Result<bool> {
-    let server = family.name(server);
+pub(crate) fn udp_connected(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
     let started = Instant::now();
     let socket = udp_socket(server, limit)?;
     socket.connect(server)?;
@@ -66,6 +78,28 @@ pub(crate) fn early_udp(server: SocketAddr, name: &str, limit: Duration) -> Resu
     Ok(is_good(&answer))
 }
 
+/// The same with `IP_RECVERR`: what the error queue says of the other end if nobody listens there
+/// any more.
+pub(crate) fn error_queue(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
+    let socket = udp_socket(server, limit)?;
+    if server.is_ipv4() {
+        setsockopt(&socket, Ipv4RecvErr, &true)?;
+    } else {
+        setsockopt(&socket, Ipv6RecvErr, &true)?;
+    }
+    socket.connect(server)?;
+    wait_for_the_word()?;
+    socket.send(&query(random_id(), name, RecordType::A)?)?;
+    let error = socket.recv(&mut [0; 512]).map_err(|error| error.kind());
+    let mut buffer = [0; 512];
+    let mut slices = [IoSliceMut::new(&mut buffer)];
+    let flags = MsgFlags::MSG_ERRQUEUE;
+    let queued = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, None, flags)?;
+    let to = queued.address.map(|to| to.to_string()).unwrap_or_default();
+    println!("error={error:?} queued={to} peer={}", socket.peer_addr()?);
+    Ok(true)
+}
+
 /// The same over TCP.
 pub(crate) fn early_tcp(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
     let mut stream = TcpStream::connect_timeout(&server, limit)?;
@@ -83,18 +117,12 @@ fn wait_for_the_word() -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn udp_unconnected(
-    family: Family,
-    servers: &[SocketAddr],
-    name: &str,
-    limit: Duration,
-) -> Result<bool> {
-    let servers: Vec<SocketAddr> = servers.iter().map(|&server| family.name(server)).collect();
+pub(crate) fn udp_unconnected(servers: &[SocketAddr], name: &str, limit: Duration) -> Result<bool> {
     let started = Instant::now();
     let socket = udp_socket(*servers.first().context("no server")?, limit)?;
     let first = random_id();
     let mut open = Vec::new();
-    for (id, &server) in (0..).map(|n| first.wrapping_add(n)).zip(&servers) {
+    for (id, &server) in (0..).map(|n| first.wrapping_add(n)).zip(servers) {
         let query = query(id, name, RecordType::A)?;
         socket.send_to(&query, server)?;
         open.push((server, query));
@@ -121,8 +149,7 @@ pub(crate) fn udp_unconnected(
     Ok(good && open.is_empty())
 }
 
-pub(crate) fn tcp(family: Family, server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
-    let server = family.name(server);
+pub(crate) fn tcp(server: SocketAddr, name: &str, limit: Duration) -> Result<bool> {
     let started = Instant::now();
     let mut stream = TcpStream::connect_timeout(&server, limit)?;
     stream.set_read_timeout(Some(limit))?;
@@ -135,31 +162,43 @@ pub(crate) fn tcp(family: Family, server: SocketAddr, name: &str, limit: Duratio
 pub(crate) fn ask_tcp(stream: &mut TcpStream, name: &str) -> Result<Answer> {
     let query = query(random_id(), name, RecordType::A)?;
     stream.write_all(&frame(&query))?;
+    read_answer(stream, &query)
+}
+
+pub(crate) fn read_answer(stream: &mut TcpStream, query: &[u8]) -> Result<Answer> {
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
     let mut message = vec![0; u16::from_be_bytes(length).into()];
     stream.read_exact(&mut message)?;
-    Answer::to(&query, &message)
+    Answer::to(query, &message)
 }
 
 pub(crate) fn peer_names(servers: &[SocketAddr], limit: Duration) -> Result<bool> {
     ensure!(!servers.is_empty(), "no server");
     let mut good = true;
     for &server in servers {
-        for (family, kind) in [(Family::Own, ""), (Family::Mapped, "6-mapped")] {
-            if family == Family::Mapped && server.is_ipv6() {
-                continue;
-            }
-            let server = family.name(server);
-            let socket = udp_socket(server, limit)?;
-            socket.connect(server)?;
-            let udp = socket.peer_addr()?;
-            let tcp = TcpStream::connect_timeout(&server, limit)?.peer_addr()?;
-            println!("udp{kind}={udp} tcp{kind}={tcp}");
-            good &= udp == server && tcp == server;
-        }
+        let socket = udp_socket(server, limit)?;
+        socket.connect(server)?;
+        let udp = socket.peer_addr()?;
+        let tcp = TcpStream::connect_timeout(&server, limit)?.peer_addr()?;
+        println!("udp={udp} tcp={tcp}");
+        good &= udp == server && tcp == server;
     }
     Ok(good)
+}
+
+/// Waits for the answer to a query, which must show the server as its sender.
+pub(crate) fn receive(
+    socket: &UdpSocket,
+    server: SocketAddr,
+    query: &[u8],
+    started: Instant,
+) -> Result<bool> {
+    let mut buffer = [0; BUFFER];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    let answer = Answer::to(query, &buffer[..length])?;
+    report(&[("from", &from)], &answer, started);
+    Ok(from == server && is_good(&answer))
 }
 
 /// A socket that nobody has bound, as resolvers have them; `std` binds its own.
