@@ -4,24 +4,20 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::{Result, ensure};
 use dns_proxy_tests::{
-    Container, Stage, Zone,
+    Container, Zone,
     clients::{Libc, dig, getent, kdig},
     process::output,
 };
 
+use crate::scene::Scene;
+
 /// Lets a program resolve `example.test` in a container whose nameserver is `server`.
 fn check(server: &str, ask: impl Fn(&Container) -> Result<BTreeSet<IpAddr>>) -> Result<()> {
-    let stage = Stage::new()?;
-    let container = stage.world.container_with("app", &format!("nameserver {server}\n"))?;
-    let _daemon = stage.daemon(&[&container])?;
-    let witness = stage.witness(&container)?;
-
-    let found = ask(&container)?;
-
+    let scene = Scene::asking(server)?;
+    let intercepted = scene.intercept()?;
+    let found = ask(&scene.container)?;
     ensure!(found.contains(&Zone::Encrypted.a().into()), "the answer is {found:?}");
-    witness.saw_only_tls()?;
-    ensure!(stage.nameserver.queries().is_empty(), "the plaintext nameserver was asked");
-    Ok(())
+    intercepted.end()
 }
 
 fn addresses(lines: &[String]) -> BTreeSet<IpAddr> {
@@ -67,11 +63,9 @@ fn kdig_resolves() -> Result<()> {
 
 #[test]
 fn large_answers_come_truncated_and_then_whole_over_tcp() -> Result<()> {
-    let stage = Stage::new()?;
-    let container = stage.world.container("app")?;
-    let _daemon = stage.daemon(&[&container])?;
-    let witness = stage.witness(&container)?;
-    let ask = |args: &[&str]| container.run("dig", &[args, &["@8.8.8.8"]].concat());
+    let scene = Scene::new()?;
+    let intercepted = scene.intercept()?;
+    let ask = |args: &[&str]| scene.container.run("dig", &[args, &["@8.8.8.8"]].concat());
     let big = ["big.example.test", "TXT", "+noall", "+comments", "+answer"];
 
     let truncated = ask(&[&big[..], &["+ignore", "+bufsize=1232"]].concat())?;
@@ -82,5 +76,5 @@ fn large_answers_come_truncated_and_then_whole_over_tcp() -> Result<()> {
     ensure!(whole.contains("\tTXT\t") && !whole.contains(" tc"), "{whole}");
     let retried = ask(&big)?;
     ensure!(retried.contains("\tTXT\t"), "{retried}");
-    witness.saw_only_tls()
+    intercepted.end()
 }

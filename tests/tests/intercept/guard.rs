@@ -9,12 +9,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
-    Capture, Container, Daemon, Stage, Zone,
+    Capture, Daemon, Stage, Zone,
     clients::{dig, probe},
     container::INTERFACE,
     eventually, port53,
-    process::output,
 };
+
+use crate::scene::Scene;
 
 const NAME: &str = "example.test";
 
@@ -82,32 +83,17 @@ fn connections_from_before_go_on_if_the_guard_only_counts_or_is_off() -> Result<
     Ok(())
 }
 
-/// Runs a probe that may fail; nothing may be seen outside.
-fn check_nothing_leaves(container: &Container, stage: &Stage, args: &[&str]) -> Result<()> {
-    let witness = stage.witness(container)?;
-    let mut probe = probe(container)?;
-    probe.args(["--timeout", "0.3"]).args(args).stdout(Stdio::null()).stderr(Stdio::null());
-    probe.status()?;
-    let (inside, uplink) = witness.packets()?;
-    for packet in inside.iter().chain(&uplink) {
-        let token = dns_proxy_tests::stage::is_token(packet.dst.ip());
-        let dns = packet.dst.port() == 53 || packet.src.port() == 53;
-        ensure!(!token && !dns, "{args:?}: {packet}");
-    }
-    Ok(())
-}
-
 #[test]
 fn device_bound_sockets_leak_nothing_if_somebody_takes_their_routes_away() -> Result<()> {
-    let stage = Stage::new()?;
-    let container = stage.world.container("app")?;
-    let _daemon = stage.daemon(&[&container])?;
+    let scene = Scene::new()?;
+    let _daemon = scene.daemon()?;
     for family in ["-4", "-6"] {
-        container.netns().ip(&[family, "route", "flush", "table", "local", "dev", INTERFACE])?;
+        let flush = [family, "route", "flush", "table", "local", "dev", INTERFACE];
+        scene.container.netns().ip(&flush)?;
     }
     for shape in ["bound-connected", "bound-unconnected", "unicast-if", "pktinfo"] {
         for server in ["8.8.8.8", "2001:4860:4860::8888"] {
-            check_nothing_leaves(&container, &stage, &[shape, server, NAME, INTERFACE])?;
+            scene.leaks_nothing(&format!("--timeout 0.3 {shape} {server} {NAME} {INTERFACE}"))?;
         }
     }
     Ok(())
@@ -115,34 +101,28 @@ fn device_bound_sockets_leak_nothing_if_somebody_takes_their_routes_away() -> Re
 
 #[test]
 fn class_e_and_0_8_are_nameservers_like_any_other() -> Result<()> {
-    let stage = Stage::new()?;
-    let container = stage.world.container("app")?;
-    let _daemon = stage.daemon(&[&container])?;
-    let witness = stage.witness(&container)?;
-    for server in ["@240.0.0.53", "@0.1.2.3"] {
-        let answer = dig(&container, &[NAME, server])?;
-        ensure!(answer == [Zone::Encrypted.a().to_string()], "{server}: {answer:?}");
+    let scene = Scene::new()?;
+    let intercepted = scene.intercept()?;
+    for server in ["240.0.0.53", "0.1.2.3"] {
+        scene
+            .answered(&format!("udp-connected {server} {NAME}"), &[&format!("from={server}:53")])?;
     }
-    witness.saw_only_tls()
+    intercepted.end()
 }
 
 #[test]
 fn loopback_that_goes_down_leaks_nothing_and_comes_back() -> Result<()> {
-    let stage = Stage::new()?;
-    let container = stage.world.container("app")?;
-    let _daemon = stage.daemon(&[&container])?;
-    container.netns().ip(&["link", "set", "lo", "down"])?;
+    let scene = Scene::new()?;
+    let _daemon = scene.daemon()?;
+    scene.container.netns().ip(&["link", "set", "lo", "down"])?;
     for server in ["8.8.8.8", "2001:4860:4860::8888"] {
-        check_nothing_leaves(&container, &stage, &["udp-connected", server, NAME])?;
-        check_nothing_leaves(&container, &stage, &["udp-unconnected", NAME, server])?;
+        scene.leaks_nothing(&format!("--timeout 0.3 udp-connected {server} {NAME}"))?;
+        scene.leaks_nothing(&format!("--timeout 0.3 udp-unconnected {NAME} {server}"))?;
     }
-    container.netns().ip(&["link", "set", "lo", "up"])?;
+    scene.container.netns().ip(&["link", "set", "lo", "up"])?;
     for server in ["8.8.8.8", "2001:4860:4860::8888"] {
-        let back = eventually(Duration::from_secs(5), || {
-            let asked = probe(&container)
-                .and_then(|mut probe| output(probe.args(["udp-connected", server, NAME])));
-            asked.is_ok_and(|printed| printed.contains(&Zone::Encrypted.a().to_string()))
-        });
+        let row = format!("udp-connected {server} {NAME}");
+        let back = eventually(Duration::from_secs(5), || scene.answered(&row, &[]).is_ok());
         ensure!(back, "{server} is not answered again");
     }
     Ok(())
