@@ -103,18 +103,21 @@ impl Packet {
         const HOP_BY_HOP: u8 = 0;
         const ROUTING: u8 = 43;
         const FRAGMENT: u8 = 44;
+        /// Hides nothing (RFC 4302 section 2.2).
+        const AUTHENTICATION: u8 = 51;
         const DESTINATION: u8 = 60;
 
         let to_token = Token::from_v6(ctx.load::<[u8; 16]>(24).ok()?).is_some();
         let mut next = head[6];
         let mut at = 40;
-        for _ in 0..MAX_EXTENSIONS {
+        for _ in 0..=MAX_EXTENSIONS {
             let len = match next {
                 HOP_BY_HOP | ROUTING | DESTINATION => {
                     (usize::from(ctx.load::<u8>(at + 1).ok()?) + 1) * 8
                 }
+                AUTHENTICATION => (usize::from(ctx.load::<u8>(at + 1).ok()?) + 2) * 4,
                 FRAGMENT => 8,
-                _ => break,
+                _ => return Some(Self { to_token, port: port(ctx, next, at) }),
             };
             if next == FRAGMENT && ctx.load::<u16>(at + 2).ok()?.to_be() & 0xfff8 != 0 {
                 return Some(Self { to_token, port: None });
@@ -122,7 +125,8 @@ impl Packet {
             next = ctx.load::<u8>(at).ok()?;
             at += len;
         }
-        Some(Self { to_token, port: port(ctx, next, at) })
+        // Nobody is to hide a query behind more than there is any use for.
+        Some(Self { to_token, port: Some(DNS_PORT) })
     }
 }
 

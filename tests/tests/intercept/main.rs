@@ -5,6 +5,7 @@ mod clients;
 mod connections;
 mod device;
 mod guard;
+mod raw;
 mod scene;
 mod scope;
 mod shapes;
