@@ -25,6 +25,8 @@ pub enum Counter {
     Loopback,
     /// Left alone: multicast, broadcast or a protocol that carries no DNS.
     NotDns,
+    /// Left alone: nothing of the namespace has IPv6, so that the kernel refuses, in its own words.
+    NoIpv6,
     /// Refused: the namespace has no listener yet.
     NotReady,
     /// Refused: the namespace has no listener of that family.
@@ -58,7 +60,7 @@ pub enum Counter {
 
 impl Counter {
     /// All of them, in the order of their indices.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -69,6 +71,7 @@ impl Counter {
         Self::Exempt,
         Self::Loopback,
         Self::NotDns,
+        Self::NoIpv6,
         Self::NotReady,
         Self::NoFamily,
         Self::DeviceBound,
@@ -101,6 +104,7 @@ impl Counter {
             Self::Exempt => "exempt",
             Self::Loopback => "loopback",
             Self::NotDns => "not_dns",
+            Self::NoIpv6 => "no_ipv6",
             Self::NotReady => "refused_not_ready",
             Self::NoFamily => "refused_no_family",
             Self::DeviceBound => "refused_device_bound",

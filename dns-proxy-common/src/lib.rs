@@ -65,7 +65,8 @@ pub struct Origin {
 pub struct Listener {
     /// UDP and TCP port, in network byte order.
     pub port_be: u16,
-    /// [`Listener::V4`] and [`Listener::V6`]: the families in which it listens.
+    /// [`Listener::V4`] and [`Listener::V6`]: the families in which it listens; or
+    /// [`Listener::NO_V6`].
     pub families: u16,
 }
 
@@ -74,6 +75,8 @@ impl Listener {
     pub const V4: u16 = 1;
     /// It serves IPv6 tokens, and the route to them exists.
     pub const V6: u16 = 2;
+    /// No interface of its namespace has an IPv6 address.
+    pub const NO_V6: u16 = 4;
 }
 
 /// A device by which a family's tokens can be reached: the route exists. No entry: it may not.

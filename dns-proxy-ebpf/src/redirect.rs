@@ -87,7 +87,8 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     let family = if addr.is_v4() { Listener::V4 } else { Listener::V6 };
     if listener.families & family == 0 {
         announce(ctx, Event::FAMILY);
-        return Err(Counter::NoFamily);
+        let none = !addr.is_v4() && listener.families & Listener::NO_V6 != 0;
+        return Err(if none { Counter::NoIpv6 } else { Counter::NoFamily });
     }
     // Without a route of its own a token would leave the host by the device, in clear.
     let index = sock_addr::bound_device(ctx);
@@ -162,6 +163,7 @@ fn verdict(outcome: Counter) -> i32 {
         | Counter::Loopback
         | Counter::NotDns
         | Counter::Unattended
+        | Counter::NoIpv6
         | Counter::GuardQuery
         | Counter::GuardToken
         | Counter::UnknownToken

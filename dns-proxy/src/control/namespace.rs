@@ -11,6 +11,7 @@ use std::{
 };
 
 use dns_proxy_common::{Device, Listener, Token};
+use nix::libc;
 use tracing::debug;
 
 use super::{
@@ -90,17 +91,30 @@ impl Namespace {
             let token = (Ipv4Addr::from(Token(1).v4()), 0);
             self.netns.enter(|| UdpSocket::bind(token)).flatten().map(|_| Listener::V4)
         };
-        let v6 = anyip::add(&mut self.netlink, port, anyip::V6).map(|()| Listener::V6);
+        let v6 = match anyip::add(&mut self.netlink, port, anyip::V6) {
+            Ok(()) => Ok(Listener::V6),
+            // IPv6 is disabled on `lo`, which is not to say elsewhere.
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) && self.has_no_ipv6() => {
+                Ok(Listener::NO_V6)
+            }
+            Err(error) => Err(error),
+        };
         for family in [v4, v6] {
             match family {
                 Ok(family) => reachable |= family,
                 Err(error) => debug!(%error, "no tokens"),
             }
         }
-        let families = self.families & reachable;
+        let families = (self.families | Listener::NO_V6) & reachable;
         let changed = families != self.listener.families;
         self.listener.families = families;
         changed
+    }
+
+    /// Nothing could leave over IPv6; if that changes before we see it, the leak guard is there.
+    fn has_no_ipv6(&mut self) -> bool {
+        let addresses = self.netlink.addresses();
+        self.guarded && addresses.is_ok_and(|all| all.iter().all(|address| address.ip.is_ipv4()))
     }
 
     /// Breaks connections of these cgroups that are older than the redirection; how many.
@@ -123,7 +137,7 @@ impl Namespace {
 
     /// Every family that there are sockets for can be reached.
     pub fn is_complete(&self) -> bool {
-        self.listener.families == self.families
+        self.listener.families & self.families == self.families
     }
 
     /// Ready when its links or addresses have changed.

@@ -5,6 +5,7 @@ mod clients;
 mod connections;
 mod device;
 mod guard;
+mod ipv6;
 mod raw;
 mod scene;
 mod scope;
