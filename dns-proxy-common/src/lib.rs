@@ -13,7 +13,7 @@ mod token;
 pub use counter::Counter;
 pub use token::{
     Held, MAX_CGROUP_TOKENS, MAX_TOKENS, NEARLY_ALL_CGROUP_TOKENS, TOKEN4_NET, TOKEN4_PREFIX_LEN,
-    TOKEN6_NET, TOKEN6_PREFIX_LEN, Token,
+    TOKEN6_LINK_LOCAL_NET, TOKEN6_NET, TOKEN6_PREFIX_LEN, Token,
 };
 
 /// The port whose traffic is redirected (RFC 1035 section 4.2).
@@ -87,8 +87,13 @@ pub struct Device {
     pub netns: u64,
     /// Its index there.
     pub index: u32,
-    /// [`Listener::V4`] or [`Listener::V6`].
+    /// [`Listener::V4`], [`Listener::V6`] or [`Device::LINK_LOCAL`].
     pub family: u32,
+}
+
+impl Device {
+    /// Tokens of link-local nameservers.
+    pub const LINK_LOCAL: u32 = 1 << 16;
 }
 
 /// What the scope says of a cgroup. No entry: as the parent.

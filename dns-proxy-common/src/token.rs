@@ -18,7 +18,11 @@ pub const TOKEN4_PREFIX_LEN: u8 = 10;
 /// daemon makes local to a namespace's `lo` (AnyIP) before the first token is given out there.
 pub const TOKEN6_NET: [u8; 16] =
     [0xfd, 0x90, 0x2c, 0x8e, 0x59, 0x1c, 0x00, 0x53, 0, 0, 0, 0, 0, 0, 0, 0];
-/// Prefix length of [`TOKEN6_NET`].
+/// The same for link-local nameservers: link-local too (RFC 4291 section 2.5.6), so that the kernel
+/// treats the interface that such an address comes with as it would the nameserver's.
+pub const TOKEN6_LINK_LOCAL_NET: [u8; 16] =
+    [0xfe, 0x90, 0x2c, 0x8e, 0x59, 0x1c, 0x00, 0x53, 0, 0, 0, 0, 0, 0, 0, 0];
+/// Prefix length of [`TOKEN6_NET`] and [`TOKEN6_LINK_LOCAL_NET`].
 pub const TOKEN6_PREFIX_LEN: u8 = 64;
 
 const ID_MASK: u32 = (1 << (32 - TOKEN4_PREFIX_LEN)) - 1;
@@ -54,8 +58,18 @@ impl Token {
     /// The IPv6 address, in network order.
     #[inline(always)]
     pub const fn v6(self) -> [u8; 16] {
+        self.within(TOKEN6_NET)
+    }
+
+    /// The IPv6 address that stands for a link-local one, in network order.
+    #[inline(always)]
+    pub const fn v6_link_local(self) -> [u8; 16] {
+        self.within(TOKEN6_LINK_LOCAL_NET)
+    }
+
+    #[inline(always)]
+    const fn within(self, n: [u8; 16]) -> [u8; 16] {
         let [a, b, c, d] = self.0.to_be_bytes();
-        let n = TOKEN6_NET;
         [n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], 0, 0, 0, 0, a, b, c, d]
     }
 
@@ -70,11 +84,14 @@ impl Token {
         }
     }
 
-    /// The token behind an IPv6 address in network order, if it is in [`TOKEN6_NET`].
+    /// The token behind an IPv6 address in network order, if it is in [`TOKEN6_NET`] or
+    /// [`TOKEN6_LINK_LOCAL_NET`].
     #[inline(always)]
     pub const fn from_v6(addr: [u8; 16]) -> Option<Self> {
         let addr = u128::from_be_bytes(addr);
-        if addr & !(u32::MAX as u128) == u128::from_be_bytes(TOKEN6_NET) {
+        let net = addr & !(u32::MAX as u128);
+        let link_local = u128::from_be_bytes(TOKEN6_LINK_LOCAL_NET);
+        if net == u128::from_be_bytes(TOKEN6_NET) || net == link_local {
             Some(Self(addr as u32))
         } else {
             None
@@ -91,6 +108,7 @@ mod tests {
         for id in [1, 255, 256, 65_535, MAX_TOKENS - 1, ID_MASK] {
             assert_eq!(Token::from_v4(Token(id).v4()), Some(Token(id)));
             assert_eq!(Token::from_v6(Token(id).v6()), Some(Token(id)));
+            assert_eq!(Token::from_v6(Token(id).v6_link_local()), Some(Token(id)));
         }
         assert_eq!(Token(0x01_0203).v4(), [127, 65, 2, 3]);
     }

@@ -93,7 +93,8 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     // Without a route of its own a token would leave the host by the device, in clear.
     let index = sock_addr::bound_device(ctx);
     if !matches!(index, 0 | LOOPBACK) {
-        let device = Device { netns: origin.netns, index, family: u32::from(family) };
+        let family = if addr.is_link_local() { Device::LINK_LOCAL } else { u32::from(family) };
+        let device = Device { netns: origin.netns, index, family };
         // SAFETY: the value is one octet, only looked at for presence.
         if unsafe { DEVICES.get(device) }.is_none() {
             return Err(Counter::DeviceBound);

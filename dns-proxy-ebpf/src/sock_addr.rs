@@ -57,11 +57,19 @@ impl Addr {
         self.0[0].to_ne_bytes()[0] == 0xff
     }
 
+    /// fe80::/10 (RFC 4291 section 2.5.6).
+    #[inline(always)]
+    pub(crate) fn is_link_local(self) -> bool {
+        self.0[0] & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be()
+    }
+
     /// The address of `token` that an application speaking to `self` can reach.
     #[inline(always)]
     pub(crate) fn token_beside(self, token: Token) -> Self {
         if self.is_v4() {
             Self([0, 0, MAPPED, u32::from_ne_bytes(token.v4())])
+        } else if self.is_link_local() {
+            Self::from_octets(token.v6_link_local())
         } else {
             Self::from_octets(token.v6())
         }

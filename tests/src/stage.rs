@@ -120,6 +120,7 @@ impl Witness {
 pub fn is_token(addr: IpAddr) -> bool {
     match addr {
         IpAddr::V4(v4) => v4.is_loopback(),
-        IpAddr::V6(v6) => v6.octets().starts_with(&[0xfd, 0x90, 0x2c, 0x8e, 0x59, 0x1c]),
+        // As of link-local nameservers (fe90), so of others (fd90).
+        IpAddr::V6(v6) => matches!(v6.segments(), [0xfd90 | 0xfe90, 0x2c8e, 0x591c, ..]),
     }
 }

@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::netlink::{Netlink, TokenRoute};
+use super::netlink::{Netlink, TokenRoute, Tokens};
 
 /// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK: u32 = 1;
@@ -42,5 +42,6 @@ pub fn remove(netlink: &mut Netlink, port: u16, family: IpAddr) -> io::Result<()
 fn route(port: u16, source: IpAddr) -> TokenRoute {
     // With a source, else it would be the client's global address over IPv6, whose answers need not
     // come back over `lo`.
-    TokenRoute { device: LOOPBACK, source, metric: port.into() }
+    let tokens = if source.is_ipv4() { Tokens::V4 } else { Tokens::V6 };
+    TokenRoute { tokens, device: LOOPBACK, source, metric: port.into() }
 }

@@ -7,6 +7,8 @@
 //! so nothing goes near a wire. The answer comes back to ADDRESS, which must be the interface's
 //! own: the kernel takes an answer to have come in by the device that has its destination.
 //!
+//! The tokens of link-local nameservers have such routes only: who asks one names its device.
+//!
 //! No rules: they would slow every other lookup of the namespace down, and outlive the interface,
 //! which its routes do not.
 
@@ -16,7 +18,7 @@ use dns_proxy_common::{Device, Listener};
 
 use super::{
     anyip::LOOPBACK,
-    netlink::{Address, Link, TokenRoute},
+    netlink::{Address, Link, TokenRoute, Tokens},
 };
 
 /// Above all metrics of the routes of `lo`, which are ports.
@@ -51,8 +53,12 @@ impl Plan {
 
 /// How the kernel programs name the route's device.
 pub fn device(netns: u64, route: &TokenRoute) -> Device {
-    let family = if route.source.is_ipv4() { Listener::V4 } else { Listener::V6 };
-    Device { netns, index: route.device, family: family.into() }
+    let family = match route.tokens {
+        Tokens::V4 => Listener::V4.into(),
+        Tokens::V6 => Listener::V6.into(),
+        Tokens::LinkLocal => Device::LINK_LOCAL,
+    };
+    Device { netns, index: route.device, family }
 }
 
 fn metric(port: u16) -> u32 {
@@ -66,24 +72,26 @@ fn wanted(port: u16, links: &[Link], addresses: &[Address]) -> BTreeSet<TokenRou
     let devices = links.iter().filter(|link| link.index != LOOPBACK && link.up);
     devices
         .flat_map(|link| {
-            [IpAddr::is_ipv4, IpAddr::is_ipv6].into_iter().filter_map(|family| {
-                let source = source(link.index, addresses, family)?;
-                Some(TokenRoute { device: link.index, source, metric: metric(port) })
+            Tokens::ALL.into_iter().filter_map(|tokens| {
+                let source = source(link.index, addresses, tokens)?;
+                Some(TokenRoute { tokens, device: link.index, source, metric: metric(port) })
             })
         })
         .collect()
 }
 
 /// The best address of an interface; of several as good the one that the kernel has first.
-fn source(device: u32, addresses: &[Address], family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
-    let usable = addresses
-        .iter()
-        .filter(|address| address.index == device && family(&address.ip) && !address.tentative);
+fn source(device: u32, addresses: &[Address], tokens: Tokens) -> Option<IpAddr> {
+    let usable = addresses.iter().filter(|address| {
+        let family = address.ip.is_ipv4() == tokens.is_v4();
+        address.index == device && family && !address.tentative
+    });
     let best = usable.min_by_key(|address| {
         // An answer to an address that two interfaces have comes in by one of them.
         let elsewhere = |other: &&Address| other.ip == address.ip && other.index != device;
         let link_local = matches!(address.ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        (addresses.iter().any(|other| elsewhere(&other)), link_local, address.deprecated)
+        let other_scope = link_local != (tokens == Tokens::LinkLocal);
+        (addresses.iter().any(|other| elsewhere(&other)), other_scope, address.deprecated)
     });
     best.map(|address| address.ip)
 }
@@ -104,9 +112,17 @@ mod tests {
         Address { index, ip, tentative: false, deprecated: false }
     }
 
-    fn route(device: u32, source: &str) -> TokenRoute {
+    fn route_to(tokens: Tokens, device: u32, source: &str) -> TokenRoute {
         let source = source.parse().expect("an address");
-        TokenRoute { device, source, metric: metric(PORT) }
+        TokenRoute { tokens, device, source, metric: metric(PORT) }
+    }
+
+    fn v4(device: u32, source: &str) -> TokenRoute {
+        route_to(Tokens::V4, device, source)
+    }
+
+    fn v6(device: u32, source: &str, link_local: &str) -> [TokenRoute; 2] {
+        [route_to(Tokens::V6, device, source), route_to(Tokens::LinkLocal, device, link_local)]
     }
 
     #[track_caller]
@@ -123,20 +139,21 @@ mod tests {
             address(2, "fd88::2"),
             address(3, "10.0.1.2"),
         ];
-        let expected = [route(2, "10.0.0.2"), route(2, "fd88::2"), route(3, "10.0.1.2")];
+        let expected = [v4(2, "10.0.0.2"), v4(3, "10.0.1.2")];
+        let expected = [&expected[..], &v6(2, "fd88::2", "fd88::2")].concat();
         check(&[LO, link(2), link(3), link(4)], &addresses, &expected);
     }
 
     #[test]
     fn the_source_is_the_address_that_answers_come_back_to_most_surely() {
         let global = [address(2, "fe80::2"), address(2, "fd88::2")];
-        check(&[LO, link(2)], &global, &[route(2, "fd88::2")]);
+        check(&[LO, link(2)], &global, &v6(2, "fd88::2", "fe80::2"));
         let shared = [address(2, "10.0.0.2"), address(2, "10.0.0.3"), address(3, "10.0.0.2")];
-        check(&[LO, link(2)], &shared, &[route(2, "10.0.0.3")]);
+        check(&[LO, link(2)], &shared, &[v4(2, "10.0.0.3")]);
         let tentative = [Address { tentative: true, ..address(2, "fd88::2") }];
         check(&[LO, link(2)], &tentative, &[]);
         let old = [Address { deprecated: true, ..address(2, "fd88::2") }, address(2, "fd88::3")];
-        check(&[LO, link(2)], &old, &[route(2, "fd88::3")]);
+        check(&[LO, link(2)], &old, &v6(2, "fd88::3", "fd88::3"));
     }
 
     #[test]
@@ -148,13 +165,13 @@ mod tests {
 
     #[test]
     fn what_is_right_stays_and_other_daemons_are_left_alone() {
-        let other = TokenRoute { metric: metric(PORT + 1), ..route(2, "10.0.0.9") };
-        let loopback = TokenRoute { device: LOOPBACK, metric: PORT.into(), ..route(1, "::1") };
-        let present = [route(2, "10.0.0.2"), route(3, "10.0.1.2"), other, loopback];
+        let other = TokenRoute { metric: metric(PORT + 1), ..v4(2, "10.0.0.9") };
+        let loopback = TokenRoute { metric: PORT.into(), ..v4(LOOPBACK, "127.0.0.1") };
+        let present = [v4(2, "10.0.0.2"), v4(3, "10.0.1.2"), other, loopback];
         let addresses = [address(2, "10.0.0.2"), address(3, "10.0.1.3")];
         let plan = Plan::new(PORT, &[LO, link(2), link(3)], &addresses, &present);
-        assert_eq!(plan.keep, BTreeSet::from([route(2, "10.0.0.2")]));
-        assert_eq!(plan.remove, BTreeSet::from([route(3, "10.0.1.2")]));
-        assert_eq!(plan.add, BTreeSet::from([route(3, "10.0.1.3")]));
+        assert_eq!(plan.keep, BTreeSet::from([v4(2, "10.0.0.2")]));
+        assert_eq!(plan.remove, BTreeSet::from([v4(3, "10.0.1.2")]));
+        assert_eq!(plan.add, BTreeSet::from([v4(3, "10.0.1.3")]));
     }
 }

@@ -10,7 +10,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use dns_proxy_common::{TOKEN4_NET, TOKEN4_PREFIX_LEN, TOKEN6_NET, TOKEN6_PREFIX_LEN};
+use dns_proxy_common::{
+    TOKEN4_NET, TOKEN4_PREFIX_LEN, TOKEN6_LINK_LOCAL_NET, TOKEN6_NET, TOKEN6_PREFIX_LEN,
+};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST,
     NetlinkMessage, NetlinkPayload,
@@ -40,12 +42,25 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(83);
 const LENGTH: usize = 4;
 const HEADER: usize = 16;
 
-/// A route that makes all tokens of one family addresses of the namespace, reached by `device`.
+/// Tokens that one route leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tokens {
+    /// Of IPv4 nameservers.
+    V4,
+    /// Of IPv6 nameservers.
+    V6,
+    /// Of link-local ones, over IPv6.
+    LinkLocal,
+}
+
+/// A route that makes tokens addresses of the namespace, reached by `device`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenRoute {
+    /// Which tokens.
+    pub tokens: Tokens,
     /// The interface's index.
     pub device: u32,
-    /// What its users have as their address; its family is the route's.
+    /// What its users have as their address, of the tokens' family.
     pub source: IpAddr,
     /// Routes with a lower one come first.
     pub metric: u32,
@@ -127,16 +142,14 @@ impl Netlink {
     /// The kernel refused.
     pub fn token_routes(&mut self) -> io::Result<Vec<TokenRoute>> {
         let mut routes = Vec::new();
-        for source in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut wanted = RouteMessage::default();
-            wanted.header.address_family = family(source);
+            wanted.header.address_family = family;
             wanted.header.table = RT_TABLE_LOCAL;
             wanted.header.protocol = PROTOCOL;
             match self.request(RouteNetlinkMessage::GetRoute(wanted), NLM_F_DUMP) {
-                Ok(found) => {
-                    routes.extend(found.iter().filter_map(|found| TokenRoute::read(found, source)));
-                }
-                Err(error) if source.is_ipv6() => debug!(%error, "no IPv6 routes"),
+                Ok(found) => routes.extend(found.iter().filter_map(TokenRoute::read)),
+                Err(error) if family == AddressFamily::Inet6 => debug!(%error, "no IPv6 routes"),
                 Err(error) => return Err(error),
             }
         }
@@ -234,6 +247,33 @@ impl Netlink {
     }
 }
 
+impl Tokens {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::LinkLocal];
+
+    /// Whether they are IPv4 addresses.
+    pub fn is_v4(self) -> bool {
+        self == Self::V4
+    }
+
+    fn family(self) -> AddressFamily {
+        if self.is_v4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    }
+
+    fn network(self) -> RouteAddress {
+        match self {
+            Self::V4 => RouteAddress::Inet(Ipv4Addr::from(TOKEN4_NET)),
+            Self::V6 => RouteAddress::Inet6(Ipv6Addr::from(TOKEN6_NET)),
+            Self::LinkLocal => RouteAddress::Inet6(Ipv6Addr::from(TOKEN6_LINK_LOCAL_NET)),
+        }
+    }
+
+    /// Stands for no address of theirs.
+    fn unspecified(self) -> IpAddr {
+        if self.is_v4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+    }
+}
+
 impl TokenRoute {
     fn message(&self) -> RouteMessage {
         let (source, length, scope) = match self.source {
@@ -241,14 +281,14 @@ impl TokenRoute {
             IpAddr::V6(v6) => (RouteAddress::Inet6(v6), TOKEN6_PREFIX_LEN, RouteScope::Universe),
         };
         let mut route = RouteMessage::default();
-        route.header.address_family = family(self.source);
+        route.header.address_family = self.tokens.family();
         route.header.destination_prefix_length = length;
         route.header.table = RT_TABLE_LOCAL;
         route.header.protocol = PROTOCOL;
         route.header.scope = scope;
         route.header.kind = RouteType::Local;
         route.attributes = vec![
-            RouteAttribute::Destination(tokens(self.source)),
+            RouteAttribute::Destination(self.tokens.network()),
             RouteAttribute::Oif(self.device),
             RouteAttribute::Priority(self.metric),
         ];
@@ -258,29 +298,28 @@ impl TokenRoute {
         route
     }
 
-    /// Reads a route of the family of `source`, which stands for none.
-    fn read(message: &RouteNetlinkMessage, mut source: IpAddr) -> Option<Self> {
+    fn read(message: &RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRoute(route) = message else { return None };
-        let tokens = tokens(source);
-        let (mut device, mut metric, mut to_tokens) = (None, None, false);
+        let (mut device, mut metric, mut source, mut tokens) = (None, None, None, None);
         for attribute in &route.attributes {
             if let RouteAttribute::Destination(destination) = attribute {
-                to_tokens = *destination == tokens;
+                tokens = Tokens::ALL.into_iter().find(|all| all.network() == *destination);
             } else if let RouteAttribute::Oif(index) = attribute {
                 device = Some(*index);
             } else if let RouteAttribute::Priority(priority) = attribute {
                 metric = Some(*priority);
             } else if let RouteAttribute::PrefSource(RouteAddress::Inet(v4)) = attribute {
-                source = (*v4).into();
+                source = Some(IpAddr::from(*v4));
             } else if let RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) = attribute {
-                source = (*v6).into();
+                source = Some(IpAddr::from(*v6));
             }
         }
-        let ours = to_tokens
-            && route.header.protocol == PROTOCOL
+        let tokens = tokens?;
+        let source = source.unwrap_or_else(|| tokens.unspecified());
+        let ours = route.header.protocol == PROTOCOL
             && route.header.kind == RouteType::Local
             && route.header.table == RT_TABLE_LOCAL;
-        ours.then_some(Self { device: device?, source, metric: metric? })
+        ours.then_some(Self { tokens, device: device?, source, metric: metric? })
     }
 }
 
@@ -370,16 +409,4 @@ impl Changes {
         // Leaves word with the runtime for the next time.
         self.0.poll_read_ready(context).map(|_| ())
     }
-}
-
-/// All tokens of the family of `source`.
-fn tokens(source: IpAddr) -> RouteAddress {
-    match source {
-        IpAddr::V4(_) => RouteAddress::Inet(Ipv4Addr::from(TOKEN4_NET)),
-        IpAddr::V6(_) => RouteAddress::Inet6(Ipv6Addr::from(TOKEN6_NET)),
-    }
-}
-
-fn family(source: IpAddr) -> AddressFamily {
-    if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }

@@ -145,7 +145,7 @@ impl Evidence {
             holds: tokens == 0 && !self.wires.is_empty(),
             says: format!(
                 "tokens:  {tokens} packets with an address that redirection uses (127/8, \
-                 fd90:2c8e:591c::/48) on any wire"
+                 fd90:2c8e:591c::/48, fe90:2c8e:591c::/48) on any wire"
             ),
             otherwise: format!(
                 "{tokens} packets with an address that redirection uses left their namespace: {}",

@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn an_address_of_redirection_is_found_also_with_outside() {
-        for address in ["127.53.0.1:53", "[fd90:2c8e:591c::1]:53"] {
+        for address in ["127.53.0.1:53", "[fd90:2c8e:591c::1]:53", "[fe90:2c8e:591c::1]:53"] {
             let wire = wire("10.88.2.2:5000", address, Protocol::Udp, b"");
             assert_eq!((wire.tokens, wire.culprit.is_some()), (1, true));
         }

@@ -14,10 +14,10 @@ const SHAPES: [&str; 5] =
 const SERVERS: [&str; 2] = ["8.8.8.8", "2001:4860:4860::8888"];
 /// Longer than the daemon takes to hear of a change, and than duplicate address detection takes.
 const SOON: Duration = Duration::from_secs(5);
-/// Networks of tokens.
-const TOKENS: [&str; 2] = ["127.64.0.0/10", "fd90:2c8e:591c:53::/64"];
-/// How many routes a container with one interface has: two over `lo`, two over the interface.
-const ROUTES: usize = 4;
+/// Networks of tokens: the families', and that of link-local nameservers.
+const TOKENS: [&str; 3] = ["127.64.0.0/10", "fd90:2c8e:591c:53::/64", "fe90:2c8e:591c:53::/64"];
+/// How many routes a container with one interface has: two over `lo`, three over the interface.
+const ROUTES: usize = 5;
 
 /// Asks in every way; each must show the nameserver it asked and the encrypted answer.
 fn check_all(container: &Container, device: &str) -> Result<()> {
@@ -78,7 +78,7 @@ fn rules(netns: &Netns) -> Result<String> {
     Ok(netns.ip(&["-4", "rule"])? + &netns.ip(&["-6", "rule"])?)
 }
 
-/// Those that name a device, by their source.
+/// Those of the families that name a device, by their source.
 fn sources(netns: &Netns, device: &str) -> Vec<String> {
     let routes = token_routes(netns).unwrap_or_default();
     let named =
