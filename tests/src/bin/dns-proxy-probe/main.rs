@@ -54,8 +54,11 @@ const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
   many N CONCURRENCY SERVER SUFFIX    N names below SUFFIX, each answer checked
   SHAPE NAME SERVER...                where SHAPE is one of: ";
 
+/// Asks in one way; whether all was right.
+type Shape = fn(&Ask<'_>) -> Result<bool>;
+
 /// Shapes that need no more than a name and servers.
-const SHAPES: [(&str, fn(&Ask<'_>) -> Result<bool>); 23] = [
+const SHAPES: [(&str, Shape); 23] = [
     ("sendmsg", messages::one_by_one),
     ("sendmmsg", messages::all_at_once),
     ("uring-connect", |ask| ring::connected(ask, Who::Caller)),
