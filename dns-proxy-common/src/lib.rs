@@ -79,6 +79,17 @@ impl Listener {
     pub const NO_V6: u16 = 4;
 }
 
+/// What sockets of a namespace have as their own address when they speak to somebody outside. An
+/// unspecified one is not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// Over IPv4, in its mapped form.
+    pub v4: [u8; 16],
+    /// Over IPv6.
+    pub v6: [u8; 16],
+}
+
 /// A device by which a family's tokens can be reached: the route exists. No entry: it may not.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -169,6 +180,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Device {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for super::Sources {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::Event {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Held {}
@@ -178,6 +191,7 @@ const _: () = {
     assert!(size_of::<Origin>() == 32 && align_of::<Origin>() == 8);
     assert!(size_of::<Listener>() == 4);
     assert!(size_of::<Device>() == 16 && align_of::<Device>() == 8);
+    assert!(size_of::<Sources>() == 32);
     assert!(size_of::<Event>() == 24);
     assert!(size_of::<Token>() == 4);
     assert!(size_of::<Held>() == 8 && align_of::<Held>() == 4);

@@ -1,10 +1,11 @@
 //! The kernel half of dns-proxy: one line per hook.
 //!
 //! The `connect` and `sendmsg` programs send port-53 traffic of the selected cgroups to a token
-//! address on loopback; `recvmsg` and `getpeername` show the nameserver again instead of the token;
-//! `egress` is the net under them; `datagram` and `segment` keep a
-//! listener's door. Everything else passes untouched. Hooks: `cgroup_skb` 4.10,
-//! `cgroup/connect` 4.17, `cgroup/sendmsg` 4.18, `cgroup/recvmsg` 5.2, `cgroup/getpeername` 5.8.
+//! address on loopback; `recvmsg` and `getpeername` show the nameserver again instead of the token,
+//! and `getsockname` an address of the host's instead of loopback; `egress` is the net under them;
+//! `datagram` and `segment` keep a listener's door. Everything else passes untouched. Hooks:
+//! `cgroup_skb` 4.10, `cgroup/connect` 4.17, `cgroup/sendmsg` 4.18, `cgroup/recvmsg` 5.2,
+//! `cgroup/getpeername` and `cgroup/getsockname` 5.8.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(
@@ -109,6 +110,20 @@ fn getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn getpeername6(ctx: SockAddrContext) -> i32 {
     restore::restore::<Sockaddr6>(&ctx);
+    1
+}
+
+/// The own address of an IPv4 socket.
+#[cgroup_sock_addr(getsockname4)]
+fn getsockname4(ctx: SockAddrContext) -> i32 {
+    restore::restore_own::<Sockaddr4>(&ctx);
+    1
+}
+
+/// The own address of an IPv6 socket, IPv4-mapped ones included.
+#[cgroup_sock_addr(getsockname6)]
+fn getsockname6(ctx: SockAddrContext) -> i32 {
+    restore::restore_own::<Sockaddr6>(&ctx);
     1
 }
 

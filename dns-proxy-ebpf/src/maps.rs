@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use dns_proxy_common::{
     Counter, Device, EVENTS_BYTES, Event, Held, Listener, MAX_DEVICES, MAX_NAMESPACES, MAX_SCOPE,
-    MAX_TOKENS, Origin,
+    MAX_TOKENS, Origin, Sources,
 };
 
 /// `BPF_F_NO_PREALLOC`: memory is taken when an entry is, so that the bounds cost nothing.
@@ -20,6 +20,10 @@ pub(crate) static SCOPE: HashMap<u64, u32, MAX_SCOPE, NO_PREALLOC> = HashMap::ne
 /// place, and removed before anything there goes.
 #[btf_map]
 pub(crate) static READY: HashMap<u64, Listener, MAX_NAMESPACES, NO_PREALLOC> = HashMap::new();
+
+/// Network namespace cookie -> what its sockets show as their own address; written by the daemon.
+#[btf_map]
+pub(crate) static SOURCES: HashMap<u64, Sources, MAX_NAMESPACES, NO_PREALLOC> = HashMap::new();
 
 /// The devices by which tokens can be reached; an entry is written by the daemon once the route
 /// exists, and removed before it goes.

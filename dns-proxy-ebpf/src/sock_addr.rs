@@ -93,6 +93,8 @@ pub(crate) trait Sockaddr {
     fn addr(ctx: &SockAddrContext) -> Addr;
     /// Replaces the address in it.
     fn set_addr(ctx: &SockAddrContext, addr: Addr);
+    /// The address that the socket is connected to.
+    fn peer(ctx: &SockAddrContext) -> Addr;
 }
 
 /// `struct sockaddr_in`.
@@ -112,6 +114,16 @@ impl Sockaddr for Sockaddr4 {
     fn set_addr(ctx: &SockAddrContext, addr: Addr) {
         // SAFETY: as above; `user_ip4` may be written as one word.
         unsafe { addr_of_mut!((*ctx.sock_addr).user_ip4).write_volatile(addr.0[3]) };
+    }
+
+    #[inline(always)]
+    fn peer(ctx: &SockAddrContext) -> Addr {
+        // SAFETY: the context is valid while the program runs, and so is the socket it names.
+        let v4 = unsafe {
+            let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+            addr_of!((*sk).dst_ip4).read_volatile()
+        };
+        Addr([0, 0, MAPPED, v4])
     }
 }
 
@@ -142,6 +154,20 @@ impl Sockaddr for Sockaddr6 {
             b.write_volatile(addr.0[1]);
             c.write_volatile(addr.0[2]);
             d.write_volatile(addr.0[3]);
+        }
+    }
+
+    #[inline(always)]
+    fn peer(ctx: &SockAddrContext) -> Addr {
+        // SAFETY: the context is valid while the program runs, and so is the socket it names.
+        unsafe {
+            let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+            Addr([
+                addr_of!((*sk).dst_ip6[0]).read_volatile(),
+                addr_of!((*sk).dst_ip6[1]).read_volatile(),
+                addr_of!((*sk).dst_ip6[2]).read_volatile(),
+                addr_of!((*sk).dst_ip6[3]).read_volatile(),
+            ])
         }
     }
 }
@@ -190,6 +216,16 @@ pub(crate) fn is_connected_there(ctx: &SockAddrContext, addr: Addr) -> bool {
         (addr_of!((*sk).dst_ip4).read_volatile(), port.read_volatile() as u16)
     };
     addr.is_v4() && peer == addr.0[3] && port_be == self::port_be(ctx)
+}
+
+/// The port that the socket is connected to, in network byte order.
+#[inline(always)]
+pub(crate) fn peer_port_be(ctx: &SockAddrContext) -> u16 {
+    // SAFETY: the context is valid while the program runs, and so is the socket it names.
+    unsafe {
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        addr_of!((*sk).dst_port).read_volatile()
+    }
 }
 
 /// Cookie of the socket's network namespace.

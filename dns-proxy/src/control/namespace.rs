@@ -6,11 +6,11 @@
 use std::{
     collections::{BTreeSet, HashSet},
     io,
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     task::{Context, Poll},
 };
 
-use dns_proxy_common::{Device, Listener, Token};
+use dns_proxy_common::{Device, Listener, Sources, Token};
 use nix::libc;
 use tracing::debug;
 
@@ -26,6 +26,18 @@ use super::{
     stale,
 };
 use crate::datapath::worker::Sockets;
+
+/// The unspecified address, and one of the many that only the default route leads to (RFC 5737,
+/// RFC 3849).
+const OUTSIDE_V4: (IpAddr, IpAddr) =
+    (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)));
+/// As above.
+const OUTSIDE_V6: (IpAddr, IpAddr) = (
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 1)),
+);
+/// The port where nobody answers (RFC 863).
+const DISCARD: u16 = 9;
 
 /// What is set up inside one namespace. Dropping it removes the routes; the sockets belong to a
 /// worker by then.
@@ -133,6 +145,23 @@ impl Namespace {
         let port = self.port();
         let sockets = self.netns.enter(|| sock_diag::connected_to(port, sock_diag::ALIVE))??;
         Ok(sockets.iter().map(sock_diag::Connected::peer).collect())
+    }
+
+    /// What sockets have as their own address inside when they speak to somebody outside.
+    pub fn sources(&self) -> Sources {
+        let of = |(any, outside): (IpAddr, IpAddr)| {
+            let source = self.netns.enter(|| {
+                let socket = UdpSocket::bind((any, 0))?;
+                // Asks for the route, and sends nothing.
+                socket.connect((outside, DISCARD))?;
+                socket.local_addr()
+            });
+            match source.flatten().map_or(any, |source| source.ip()) {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+                IpAddr::V6(v6) => v6.octets(),
+            }
+        };
+        Sources { v4: of(OUTSIDE_V4), v6: of(OUTSIDE_V6) }
     }
 
     /// Every family that there are sockets for can be reached.

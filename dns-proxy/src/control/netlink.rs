@@ -161,12 +161,12 @@ impl Netlink {
     /// # Errors
     /// It goes nowhere.
     pub fn is_local(&mut self, addr: IpAddr) -> io::Result<bool> {
-        let (addr_attribute, length) = match addr {
-            IpAddr::V4(v4) => (RouteAddress::Inet(v4), 32),
-            IpAddr::V6(v6) => (RouteAddress::Inet6(v6), 128),
+        let (family, addr_attribute, length) = match addr {
+            IpAddr::V4(v4) => (AddressFamily::Inet, RouteAddress::Inet(v4), 32),
+            IpAddr::V6(v6) => (AddressFamily::Inet6, RouteAddress::Inet6(v6), 128),
         };
         let mut wanted = RouteMessage::default();
-        wanted.header.address_family = family(addr);
+        wanted.header.address_family = family;
         wanted.header.destination_prefix_length = length;
         wanted.attributes = vec![RouteAttribute::Destination(addr_attribute)];
         let found = self.request(RouteNetlinkMessage::GetRoute(wanted), NLM_F_ACK)?;

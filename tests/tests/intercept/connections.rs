@@ -36,7 +36,7 @@ fn a_nameservers_socket_cannot_be_connected_elsewhere_without_a_dissolve() -> Re
         ensure!(!scene.see(row)?.contains("errno="), "without us that works");
     }
     let intercepted = scene.intercept()?;
-    scene.answered(&v4, &["local=127.0.0.1", "server=8.8.8.8:5353 errno=EINVAL"])?;
+    scene.answered(&v4, &["server=8.8.8.8:5353 errno=EINVAL"])?;
     // IPv6 lets it, and keeps the source.
     scene.answered(&v6, &["server=[2620:fe::fe]:5353 peer=[2620:fe::fe]:5353 local=::1"])?;
     intercepted.end()
@@ -68,50 +68,51 @@ fn sockets_that_share_a_port_get_each_their_own_answer() -> Result<()> {
     )
 }
 
-const SOURCED: [&str; 3] = ["udp-connected", "udp-unconnected", "tcp"];
-
-/// Each shape from the container's own addresses; `local` must stay what it was bound to.
+/// The container's own addresses, and none, by which the kernel chooses.
 fn ask_from_own_addresses(scene: &Scene) -> Result<()> {
     let own = scene.container.addresses();
-    for shape in SOURCED {
-        for (source, server) in
-            [(own.v4.to_string(), "8.8.8.8"), (own.v6.to_string(), "2620:fe::fe")]
-        {
-            let local = format!("local={source}");
-            scene.answered(&format!("from {source} {shape} example.test {server}"), &[&local])?;
+    let (v4, v6) = (own.v4.to_string(), own.v6.to_string());
+    let mut rows = Vec::new();
+    for shape in ["udp-connected", "udp-unconnected", "tcp"] {
+        for (source, server) in [
+            (v4.as_str(), "8.8.8.8"),
+            ("0.0.0.0", "8.8.8.8"),
+            (&v6, "2620:fe::fe"),
+            ("::", "2620:fe::fe"),
+            ("::", "::ffff:8.8.8.8"),
+        ] {
+            rows.push(format!("from {source} {shape} example.test {server}"));
         }
     }
-    Ok(())
+    let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
+    same_with_and_without(scene, &rows)
 }
 
 #[test]
-fn sockets_bound_to_an_address_keep_it() -> Result<()> {
-    let scene = Scene::new()?;
-    let intercepted = scene.intercept()?;
-    ask_from_own_addresses(&scene)?;
-    intercepted.end()
+fn sockets_show_the_address_that_they_are_bound_to_or_would_have_had() -> Result<()> {
+    ask_from_own_addresses(&Scene::new()?)
 }
 
 #[test]
 fn strict_reverse_path_filters_do_not_mind_bound_addresses() -> Result<()> {
     let scene = Scene::new()?;
     scene.filter_reverse_paths()?;
-    let intercepted = scene.intercept()?;
-    ask_from_own_addresses(&scene)?;
-    intercepted.end()
+    ask_from_own_addresses(&scene)
 }
 
 #[test]
-fn sockets_without_an_address_of_their_own_show_loopback() -> Result<()> {
+fn own_addresses_are_those_of_the_default_route() -> Result<()> {
     let scene = Scene::new()?;
+    let netns = scene.container.netns();
+    netns.ip(&["addr", "add", "10.88.1.99/24", "dev", "eth0"])?;
+    netns.ip(&["route", "add", "9.9.9.9", "via", "10.88.1.1", "src", "10.88.1.99"])?;
+    netns.ip(&["-6", "route", "del", "default"])?;
+    let (v4, v6) =
+        ("from 0.0.0.0 tcp example.test 9.9.9.9", "from :: tcp example.test 2620:fe::fe");
+    ensure!(scene.see(v4)?.contains("local=10.88.1.99"), "the route has another source");
     let intercepted = scene.intercept()?;
-    for shape in ["udp-connected", "tcp"] {
-        scene.answered(
-            &format!("from 0.0.0.0 {shape} example.test 8.8.8.8"),
-            &["local=127.0.0.1"],
-        )?;
-        scene.answered(&format!("from :: {shape} example.test 2620:fe::fe"), &["local=::1"])?;
-    }
+    scene.answered(v4, &["local=10.88.1.2 "])?;
+    scene.answered(v6, &["local=::1 "])?;
     intercepted.end()
 }
 

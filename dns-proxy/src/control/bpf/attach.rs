@@ -24,12 +24,14 @@ use super::{
 };
 
 /// One program for each socket hook, by the name that it has in the object.
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 10] = [
     // The way back first: whoever is redirected must find it there.
     "recvmsg4",
     "recvmsg6",
     "getpeername4",
     "getpeername6",
+    "getsockname4",
+    "getsockname6",
     "connect4",
     "connect6",
     "sendmsg4",

@@ -19,7 +19,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, SkStorage},
 };
 use dns_proxy_common::{
-    Counter, Device, FailMode, GuardMode, Held, Listener, Origin, Policy, STAMPED, Token,
+    Counter, Device, FailMode, GuardMode, Held, Listener, Origin, Policy, STAMPED, Sources, Token,
 };
 use error::absent_is_fine;
 use tokens::TokenMaps;
@@ -46,6 +46,7 @@ pub struct Bpf {
     pins: Option<Pins>,
     scope: HashMap<MapData, u64, u32>,
     ready: HashMap<MapData, u64, Listener>,
+    sources: HashMap<MapData, u64, Sources>,
     devices: HashMap<MapData, Device, u8>,
     pulse: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
@@ -91,6 +92,7 @@ impl Bpf {
         let bpf = Self {
             scope: take(&mut ebpf, "SCOPE")?,
             ready: take(&mut ebpf, "READY")?,
+            sources: take(&mut ebpf, "SOURCES")?,
             devices: take(&mut ebpf, "DEVICES")?,
             pulse: take(&mut ebpf, "PULSE")?,
             counters: take(&mut ebpf, "COUNTERS")?,
@@ -150,7 +152,19 @@ impl Bpf {
     /// The kernel refused; the namespace is then still in service.
     pub fn clear_ready(&mut self, netns: u64) -> Result<(), BpfError> {
         absent_is_fine(self.ready.remove(&netns))
-            .map_err(|source| BpfError::Map { name: "READY", source })
+            .map_err(|source| BpfError::Map { name: "READY", source })?;
+        absent_is_fine(self.sources.remove(&netns))
+            .map_err(|source| BpfError::Map { name: "SOURCES", source })
+    }
+
+    /// What redirected sockets of a namespace show as their own address.
+    ///
+    /// # Errors
+    /// More namespaces than the map holds.
+    pub fn set_sources(&mut self, netns: u64, sources: Sources) -> Result<(), BpfError> {
+        self.sources
+            .insert(netns, sources, 0)
+            .map_err(|source| BpfError::Map { name: "SOURCES", source })
     }
 
     /// Lets sockets that are bound to a device be redirected. Call it once the route exists.

@@ -286,6 +286,9 @@ fn route_devices(bpf: &mut Bpf, namespace: &mut Namespace) {
             warn!(%error, netns, device = device.index, "the guard must stop sockets bound to it");
         }
     }
+    if let Err(error) = bpf.set_sources(namespace.cookie(), namespace.sources()) {
+        warn!(%error, netns, "getsockname shows loopback");
+    }
     for device in namespace.apply(&change) {
         debug!(netns, ?device, "device routed");
         if let Err(error) = bpf.set_device(device) {
