@@ -23,6 +23,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 const AT_ONCE: Duration = Duration::from_secs(5);
 const NAME: &str = "example.test";
 const SERVERS: [&str; 2] = ["8.8.8.8", "2001:4860:4860::8888"];
+/// One of them, as a socket for IPv6 sees it.
+const MAPPED: &str = "::ffff:8.8.8.8";
 
 fn args(stage: &Stage, scope: &[&Cgroup]) -> Result<Vec<String>> {
     let mut args = stage.run_args(scope)?;
@@ -92,7 +94,7 @@ fn refuses(container: &Container, shape: &[&str]) -> Result<bool> {
 
 /// Whether every kind of query is refused.
 fn refuses_all(container: &Container) -> Result<bool> {
-    for server in SERVERS {
+    for server in SERVERS.into_iter().chain([MAPPED]) {
         for shape in [
             ["udp-connected", server, NAME],
             ["udp-unconnected", NAME, server],
@@ -103,8 +105,7 @@ fn refuses_all(container: &Container) -> Result<bool> {
             }
         }
     }
-    Ok(refuses(container, &["udp6-mapped", SERVERS[0], NAME])?
-        && refuses(container, &["udp6-mapped-unconnected", NAME, SERVERS[0]])?)
+    Ok(true)
 }
 
 #[test]
