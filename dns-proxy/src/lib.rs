@@ -1,7 +1,7 @@
 //! A container host's DNS, encrypted: see ARCHITECTURE.md for the way of a query.
 //!
 //! Dependencies point one way: `main → cli → config`, `app → everything`, `control → datapath →
-//! upstream → wire`.
+//! upstream → wire`, `datapath → route → wire`.
 
 pub mod addr;
 pub mod app;
@@ -13,5 +13,6 @@ pub mod duration;
 pub mod exec;
 mod polled;
 pub mod pulse;
+pub mod route;
 pub mod upstream;
 pub mod wire;

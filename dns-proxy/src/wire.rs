@@ -10,7 +10,9 @@ pub const HEADER_LEN: usize = 12;
 /// The longest message a two-octet length can frame (RFC 1035 section 4.2.2).
 pub const MAX_MESSAGE_LEN: usize = 65_535;
 /// The longest name on the wire (RFC 1035 section 3.1).
-const MAX_NAME_LEN: usize = 255;
+pub const MAX_NAME_LEN: usize = 255;
+/// The longest label of a name (RFC 1035 section 3.1).
+pub const MAX_LABEL_LEN: usize = 63;
 
 /// Octets of an EDNS option's code and length.
 pub const OPTION_HEADER_LEN: usize = 4;
@@ -19,6 +21,22 @@ const KEEPALIVE_UNIT: Duration = Duration::from_millis(100);
 
 /// Record types that this program treats in a special way; all others are opaque (RFC 3597).
 pub mod rr_type {
+    /// IPv4 address (RFC 1035).
+    pub const A: u16 = 1;
+    /// Nameserver (RFC 1035).
+    pub const NS: u16 = 2;
+    /// Start of a zone (RFC 1035).
+    pub const SOA: u16 = 6;
+    /// Name of an address (RFC 1035).
+    pub const PTR: u16 = 12;
+    /// IPv6 address (RFC 3596).
+    pub const AAAA: u16 = 28;
+    /// Delegation signer (RFC 4034).
+    pub const DS: u16 = 43;
+    /// Key of a zone (RFC 4034).
+    pub const DNSKEY: u16 = 48;
+    /// All types (RFC 8482).
+    pub const ANY: u16 = 255;
     /// EDNS pseudo-record (RFC 6891).
     pub const OPT: u16 = 41;
     /// Transaction signature by public key (RFC 2931).
@@ -51,6 +69,8 @@ pub mod rcode {
     pub const FORMERR: u8 = 1;
     /// The server could not answer.
     pub const SERVFAIL: u8 = 2;
+    /// There is no such name.
+    pub const NXDOMAIN: u8 = 3;
     /// This kind of query is not supported.
     pub const NOTIMP: u8 = 4;
     /// The server will not answer.
