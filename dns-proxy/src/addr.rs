@@ -49,6 +49,19 @@ pub enum UpstreamAddrError {
     Name(String),
 }
 
+/// Whether an address means something else in every network, or nothing outside one host: loopback,
+/// private (RFC 1918), link-local (RFC 3927), shared (RFC 6598), and their IPv6 kin (RFC 4193, RFC
+/// 4291).
+pub fn is_private(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            let is_shared = matches!(v4.octets(), [100, 64..128, ..]);
+            v4.is_loopback() || v4.is_private() || v4.is_link_local() || is_shared
+        }
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
 impl UpstreamAddr {
     /// The server at `socket`, authenticated by its address.
     pub fn by_address(socket: SocketAddr) -> Self {

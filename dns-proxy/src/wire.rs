@@ -163,6 +163,17 @@ impl Question {
     }
 }
 
+/// Whether a response with the right transaction id, from the right server, answers a question (RFC
+/// 5452 section 9.1). Errors may come without it.
+pub fn answers(message: &[u8], question: &[u8]) -> bool {
+    match counts(message) {
+        Some([0, 0, ..]) => message[3] & flag::RCODE != rcode::NOERROR,
+        Some([1, ..]) => Question::read(message)
+            .is_some_and(|read| Question::same(&message[HEADER_LEN..read.end], question)),
+        _ => false,
+    }
+}
+
 /// One resource record's place in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {

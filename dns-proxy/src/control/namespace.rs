@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeSet, HashSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -25,7 +26,7 @@ use super::{
     sockets::{self, Opened},
     stale,
 };
-use crate::datapath::worker::Sockets;
+use crate::{datapath::worker::Sockets, upstream::Network};
 
 /// The unspecified address, and one of the many that only the default route leads to (RFC 5737,
 /// RFC 3849).
@@ -43,7 +44,7 @@ const DISCARD: u16 = 9;
 /// worker by then.
 #[derive(Debug)]
 pub struct Namespace {
-    netns: Netns,
+    netns: Arc<Netns>,
     cookie: u64,
     netlink: Netlink,
     changes: Changes,
@@ -81,7 +82,7 @@ impl Namespace {
         let changes = monitor.watch()?;
         let (families, guarded) = (listener.families, bpf.is_guarded());
         let listener = Listener { families: 0, ..listener };
-        let devices = BTreeSet::new();
+        let (netns, devices) = (Arc::new(netns), BTreeSet::new());
         let mut namespace =
             Self { netns, cookie, netlink, changes, listener, families, guarded, devices };
         namespace.refresh();
@@ -224,6 +225,11 @@ impl Namespace {
     /// Which namespace.
     pub fn id(&self) -> NetnsId {
         self.netns.id()
+    }
+
+    /// Where sockets can be opened that see what its processes see.
+    pub fn network(&self) -> Arc<dyn Network> {
+        Arc::clone(&self.netns) as Arc<dyn Network>
     }
 
     /// Its cookie.

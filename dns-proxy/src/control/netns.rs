@@ -21,6 +21,9 @@ use nix::{
     libc,
     sched::{CloneFlags, setns},
 };
+use socket2::{Domain, Socket, Type};
+
+use crate::upstream::{Interfaces, Network};
 
 /// A network namespace's identity: its inode in nsfs, unique while somebody holds the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,6 +108,16 @@ impl Netns {
             process::abort();
         }
         Ok(result.unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+}
+
+impl Network for Netns {
+    fn socket(&self, domain: Domain, kind: Type) -> io::Result<Socket> {
+        self.enter(|| Socket::new(domain, kind, None))?
+    }
+
+    fn interfaces(&self) -> io::Result<Interfaces> {
+        self.enter(Interfaces::here)?
     }
 }
 

@@ -1,7 +1,9 @@
-//! The DNS-over-TLS side (RFC 7858): messages in, answers out.
+//! Those who are asked, over TLS (RFC 7858) or, where a route says so, in plaintext: messages in,
+//! answers out.
 //!
 //! ```text
 //! Pool::exchange ─► which server? ─► Connection (dial, handshake, pipeline) ─► TLS record
+//! Plain::exchange ─► a socket for each query, where the client is ─► port 53
 //! ```
 //!
 //! It knows nothing of clients, namespaces or eBPF: a message comes with a deadline, and leaves
@@ -9,7 +11,9 @@
 
 mod connection;
 mod dial;
+mod outlet;
 mod outstanding;
+mod plain;
 mod pool;
 mod rtt;
 mod server;
@@ -19,6 +23,8 @@ mod watch;
 use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
 
 pub use connection::ConnectionError;
+pub use outlet::{Interfaces, Network, Outlet, OwnNetwork, Side};
+pub use plain::{Nameservers, Plain, PlainError, Transfer, Transport};
 pub use pool::Pool;
 use thiserror::Error;
 pub use tls::{TlsError, Trust};

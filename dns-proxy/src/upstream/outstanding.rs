@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::ExchangeError;
-use crate::wire::{self, HEADER_LEN, Question, flag, rcode};
+use crate::wire::{self, HEADER_LEN, Question};
 
 /// What whoever asked gets.
 type Outcome = Result<Vec<u8>, ExchangeError>;
@@ -67,17 +67,9 @@ impl Outstanding {
         &self.message
     }
 
-    /// Whether a message with the right transaction id answers it (RFC 5452 section 9.1). Errors may
-    /// come without the question.
+    /// Whether a message with the right transaction id answers it.
     pub(super) fn is_answered_by(&self, message: &[u8]) -> bool {
-        match wire::counts(message) {
-            Some([0, 0, ..]) => message[3] & flag::RCODE != rcode::NOERROR,
-            Some([1, ..]) => Question::read(message).is_some_and(|read| {
-                let question = &self.message[HEADER_LEN..self.question_end];
-                Question::same(&message[HEADER_LEN..read.end], question)
-            }),
-            _ => false,
-        }
+        wire::answers(message, &self.message[HEADER_LEN..self.question_end])
     }
 
     /// Somebody still waits for it.
@@ -126,6 +118,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::wire::rcode;
 
     const QUERY: &[u8] = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
 
