@@ -1,6 +1,6 @@
 //! The composition root: puts the parts together, runs them, takes them down in order.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::pending, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use dns_proxy_common::{Counter, FailMode};
@@ -29,6 +29,7 @@ use crate::{
         stats::{self, Stats},
         worker::{ListenerId, Worker},
     },
+    host::Host,
     upstream::{Exempt, Settings},
 };
 
@@ -45,6 +46,7 @@ pub struct App {
     control: Option<Control>,
     claim: Option<Claim>,
     workers: Arc<[Worker]>,
+    host: Host,
 }
 
 /// Without interception nothing of ours could be intercepted.
@@ -64,6 +66,7 @@ impl App {
     /// What is missing, and how to mend it.
     pub fn start(config: Config, mut claim: Option<Claim>) -> Result<Self> {
         raise_descriptor_limit();
+        let host = Host::read(&config);
         let settings = |exempt| Settings {
             upstreams: config.upstreams.clone(),
             timeout: config.upstream_timeout,
@@ -71,9 +74,9 @@ impl App {
             exempt,
         };
         if config.scope.select.is_empty() {
-            let workers = start_workers(&config, &settings(Arc::new(NothingToExempt)))?;
+            let workers = start_workers(&config, &settings(Arc::new(NothingToExempt)), &host)?;
             serve_plain(&config.plain, &workers, &NothingToExempt)?;
-            return Ok(Self { config, control: None, claim, workers });
+            return Ok(Self { config, control: None, claim, workers, host });
         }
         let root = mounts::cgroup2_root(config.cgroup_root.as_deref())?;
         debug!(cgroup2 = %root.display(), "mounts");
@@ -82,7 +85,7 @@ impl App {
             _ => None,
         };
         let (bpf, events) = Bpf::load(config.guard, pins, config.kernel_log)?;
-        let workers = start_workers(&config, &settings(bpf.exempt()))?;
+        let workers = start_workers(&config, &settings(bpf.exempt()), &host)?;
         serve_plain(&config.plain, &workers, &*bpf.exempt())?;
         let tree = CgroupTree::new(root);
         let scope = config.scope.clone();
@@ -90,7 +93,7 @@ impl App {
         let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers), rest)?;
         // Nobody has been without programs meanwhile.
         claim.iter_mut().for_each(Claim::settle);
-        Ok(Self { config, control: Some(control), claim, workers })
+        Ok(Self { config, control: Some(control), claim, workers, host })
     }
 
     /// Runs until something ends it.
@@ -98,15 +101,19 @@ impl App {
     /// # Errors
     /// Something the daemon cannot live without has failed.
     pub async fn run_until<T>(&mut self, end: impl Future<Output = T>) -> Result<T> {
-        let Some(control) = &mut self.control else {
-            return Ok(end.await);
+        let control = async {
+            match &mut self.control {
+                Some(control) => control.run().await,
+                None => pending().await,
+            }
         };
         tokio::select! {
             ended = end => Ok(ended),
-            failed = control.run() => {
+            failed = control => {
                 failed?;
                 bail!("the control loop ended by itself")
             }
+            never = self.host.follow(&self.workers) => match never {},
         }
     }
 
@@ -154,6 +161,8 @@ impl App {
             failed = sum(|stats| &stats.failed),
             malformed = sum(|stats| &stats.malformed),
             denied = sum(|stats| &stats.denied),
+            plaintext = sum(|stats| &stats.plaintext),
+            local = sum(|stats| &stats.local),
             redirected = kernel(&[
                 Counter::Connect4,
                 Counter::Connect6,
@@ -242,10 +251,10 @@ fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
-fn start_workers(config: &Config, settings: &Settings) -> Result<Arc<[Worker]>> {
-    (0..config.workers)
-        .map(|index| Worker::start(index, settings.clone()).context("cannot start a worker thread"))
-        .collect()
+fn start_workers(config: &Config, settings: &Settings, host: &Host) -> Result<Arc<[Worker]>> {
+    let routes = host.routes()?;
+    let start = |index| Worker::start(index, settings.clone(), Arc::clone(&routes));
+    (0..config.workers).map(|index| start(index).context("cannot start a worker thread")).collect()
 }
 
 /// Eight descriptors for each namespace, and one for each TCP client: the usual soft limit of 1,024,
@@ -272,7 +281,7 @@ fn serve_plain(plain: &Plain, workers: &[Worker], exempt: &dyn Exempt) -> Result
         for worker in workers {
             let sockets = open(true)?;
             sockets.descriptors().try_for_each(|socket| exempt.exempt(socket))?;
-            let gate = Gate::Plain { allow: Arc::clone(&plain.allow_from) };
+            let gate = Gate::plain(Arc::clone(&plain.allow_from));
             let id = ListenerId(FIRST_PLAIN_LISTENER + index as u64);
             // These answers cross networks, which must not have to break them up (RFC 9715).
             worker.serve(id, sockets, gate, Room::Datagram { path: EDNS_UDP_SIZE });

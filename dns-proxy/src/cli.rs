@@ -6,7 +6,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::Bo
 use clap_complete::Shell;
 use ipnet::IpNet;
 
-use crate::{addr::UpstreamAddr, control::pattern::CgroupPattern, duration};
+use crate::{addr::UpstreamAddr, control::pattern::CgroupPattern, duration, route::Route};
 
 /// Encrypts a container host's DNS without touching a resolv.conf.
 ///
@@ -112,6 +112,21 @@ pub struct SharedArgs {
     #[arg(long, env = "DNS_PROXY_NO_SYSTEM_ROOTS", value_parser = BoolishValueParser::new())]
     #[arg(action = ArgAction::SetTrue, help_heading = "Upstream")]
     pub no_system_roots: bool,
+
+    /// Where the names of a zone go instead, the longest zone of a name being the one that counts:
+    /// `original` (the nameserver that was asked, in plaintext), `ADDR[:PORT]` (this one, in
+    /// plaintext, from the host's network), `tls://ADDR[:PORT][#NAME]`, `refuse` or `nxdomain`.
+    /// Several addresses, or several tls:// upstreams, of one zone are tried in order. Repeatable.
+    #[arg(long, value_name = "ZONE=TARGET", env = "DNS_PROXY_ROUTE", value_delimiter = ',')]
+    #[arg(help_heading = "Routes")]
+    pub route: Vec<Route>,
+
+    /// Drop the built-in routes: names of internal networks (such as internal, cluster.local, lan,
+    /// corp, docker), single-label names, the host's search domains and the reverse zones of private
+    /// addresses go to the nameserver that was asked if that is itself private or a neighbour.
+    #[arg(long, env = "DNS_PROXY_NO_DEFAULT_ROUTES", value_parser = BoolishValueParser::new())]
+    #[arg(action = ArgAction::SetTrue, help_heading = "Routes")]
+    pub no_default_routes: bool,
 
     /// What becomes of port-53 traffic of the scope that the redirection could not catch, such as
     /// that of sockets connected before: `on` refuses it, and breaks such connections so that their

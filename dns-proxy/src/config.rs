@@ -13,14 +13,14 @@ use crate::{
         cgroup::Scope,
         mounts::{self, MountError},
     },
+    route::{Contradiction, ResolvConf, Route, Routes},
     upstream::{TlsError, Trust},
 };
 
 /// The default upstream server.
 const DEFAULT_UPSTREAM: &str = "1.1.1.1";
 
-/// Who may use plain listeners if nothing else is said: loopback, private (RFC 1918), link-local
-/// (RFC 3927), shared (RFC 6598), and their IPv6 kin (RFC 4193, RFC 4291).
+/// Who may use plain listeners if nothing else is said: the networks of [`addr::is_private`].
 const DEFAULT_ALLOW_FROM: [&str; 9] = [
     "127.0.0.0/8",
     "10.0.0.0/8",
@@ -42,6 +42,10 @@ pub struct Config {
     pub upstream_timeout: Duration,
     /// How upstreams are authenticated.
     pub tls: Arc<rustls::ClientConfig>,
+    /// `--route`, none of which contradicts another.
+    pub routes: Vec<Route>,
+    /// Whether the built-in routes hold.
+    pub default_routes: bool,
     /// `--cgroup-root`, which is a cgroup v2 directory.
     pub cgroup_root: Option<PathBuf>,
     /// Threads on the query path.
@@ -96,6 +100,9 @@ pub enum ConfigError {
          daemon was gone could go on in plaintext"
     )]
     ClosedWithoutGuard,
+    /// `--route`.
+    #[error("--route: {0}")]
+    Route(#[from] Contradiction),
     /// `--ca` and its kin.
     #[error(transparent)]
     Trust(#[from] TlsError),
@@ -138,6 +145,7 @@ impl Config {
         if let Some(dir) = &args.cgroup_root {
             mounts::check_cgroup2(dir)?;
         }
+        Routes::new(&args.route, false, &ResolvConf::default())?;
         Ok(Self {
             upstreams: if args.upstream.is_empty() {
                 vec![go_upstream(variable)?]
@@ -146,6 +154,8 @@ impl Config {
             },
             upstream_timeout: args.upstream_timeout,
             tls: trust.client_config()?,
+            routes: args.route,
+            default_routes: !args.no_default_routes,
             cgroup_root: args.cgroup_root,
             workers: args.workers.map_or(cores, usize::from),
             guard: match args.guard {
@@ -215,6 +225,7 @@ fn go_switch(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr;
 
     fn with<'a>(pairs: &'a [(&str, &str)]) -> impl Fn(&str) -> Option<String> + 'a {
         move |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
@@ -259,7 +270,13 @@ mod tests {
     }
 
     #[test]
-    fn the_default_networks_are_networks() {
-        assert_eq!(default_allow_from().len(), DEFAULT_ALLOW_FROM.len());
+    fn the_default_networks_are_the_private_ones() {
+        for net in default_allow_from().iter() {
+            assert!(addr::is_private(net.network()) && addr::is_private(net.broadcast()), "{net}");
+        }
+        for ip in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2001:db8::1", "fec0::1"] {
+            let ip = ip.parse().expect("an address");
+            assert!(!addr::is_private(ip) && default_allow_from().iter().all(|n| !n.contains(&ip)));
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod control;
 pub mod datapath;
 pub mod duration;
 pub mod exec;
+pub mod host;
 mod polled;
 pub mod pulse;
 pub mod route;

@@ -1,9 +1,13 @@
-//! Who may ask: in a namespace whoever holds a token of it, on `--listen` whoever is near.
+//! Who may ask: in a namespace whoever holds a token of it, on `--listen` whoever is near; and whom
+//! they asked.
 
 use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
 
 use dns_proxy_common::{Origin, Token};
 use ipnet::IpNet;
+
+use super::original::Asker;
+use crate::upstream::{Outlet, OwnNetwork};
 
 /// Where tokens are looked up: the kernel's map, in production.
 pub trait Origins: Send + Sync {
@@ -35,11 +39,15 @@ pub enum Gate {
         known: RefCell<Known>,
         /// Where addresses are looked up that are not loopback's.
         locals: Box<dyn Locals>,
+        /// Its own way out.
+        outlet: Arc<Outlet>,
     },
     /// A plain listener: only clients in these networks.
     Plain {
         /// `--allow-from`.
         allow: Arc<[IpNet]>,
+        /// Our own way out.
+        outlet: Arc<Outlet>,
     },
 }
 
@@ -52,26 +60,39 @@ pub struct Known {
 
 impl Gate {
     /// The gate of a namespace.
-    pub fn namespace(netns: u64, origins: Arc<dyn Origins>, locals: Box<dyn Locals>) -> Self {
-        Self::Namespace { netns, origins, known: RefCell::default(), locals }
+    pub fn namespace(
+        netns: u64,
+        origins: Arc<dyn Origins>,
+        locals: Box<dyn Locals>,
+        outlet: Outlet,
+    ) -> Self {
+        let (known, outlet) = (RefCell::default(), Arc::new(outlet));
+        Self::Namespace { netns, origins, known, locals, outlet }
     }
 
-    /// Whether a query from `client` to `local` is to be answered.
-    pub fn admits(&self, client: IpAddr, local: IpAddr) -> bool {
+    /// The gate of a plain listener.
+    pub fn plain(allow: Arc<[IpNet]>) -> Self {
+        Self::Plain { allow, outlet: Arc::new(Outlet::new(Arc::new(OwnNetwork))) }
+    }
+
+    /// Who asks by a query from `client` to `local`; `None` if it is not to be answered.
+    pub fn admit(&self, client: IpAddr, local: IpAddr) -> Option<Asker> {
         match self {
-            Self::Plain { allow } => {
+            Self::Plain { allow, outlet } => {
                 let client = client.to_canonical();
-                allow.iter().any(|net| net.contains(&client))
+                let admitted = allow.iter().any(|net| net.contains(&client));
+                admitted.then(|| Asker::new(None, outlet))
             }
-            Self::Namespace { netns, origins, known, locals } => {
+            Self::Namespace { netns, origins, known, locals, outlet } => {
                 let token = match local {
                     IpAddr::V4(addr) => Token::from_v4(addr.octets()),
                     IpAddr::V6(addr) => Token::from_v6(addr.octets()),
                 };
-                token
-                    .and_then(|token| known.borrow_mut().origin(token, &**origins))
-                    .is_some_and(|origin| origin.netns == *netns)
-                    && (client.is_loopback() || locals.has(client))
+                let origin = known.borrow_mut().origin(token?, &**origins)?;
+                let asked = IpAddr::from(origin.addr).to_canonical();
+                let admitted =
+                    origin.netns == *netns && (client.is_loopback() || locals.has(client));
+                admitted.then(|| Asker::new(Some(asked), outlet))
             }
         }
     }
@@ -102,7 +123,8 @@ mod tests {
 
     impl Origins for Fixed {
         fn origin(&self, token: Token) -> Option<Origin> {
-            (token.0 == 7).then_some(Origin { cgroup: 1, netns: 42, addr: [0; 16] })
+            let addr = std::net::Ipv4Addr::new(8, 8, 8, 8).to_ipv6_mapped().octets();
+            (token.0 == 7).then_some(Origin { cgroup: 1, netns: 42, addr })
         }
 
         fn generation(&self) -> u64 {
@@ -116,36 +138,46 @@ mod tests {
         }
     }
 
+    fn namespace(netns: u64) -> Gate {
+        let outlet = Outlet::new(Arc::new(OwnNetwork));
+        Gate::namespace(netns, Arc::new(Fixed), Box::new(Fixed), outlet)
+    }
+
     #[test]
     fn only_tokens_of_the_namespace_are_admitted() {
         let client = IpAddr::from([127, 0, 0, 1]);
-        let ours = Gate::namespace(42, Arc::new(Fixed), Box::new(Fixed));
-        assert!(ours.admits(client, Token(7).v4().into()));
-        assert!(ours.admits(client, Token(7).v6().into()));
-        assert!(!ours.admits(client, Token(8).v4().into()), "no such token");
-        assert!(!ours.admits(client, client), "not a token");
-        let other = Gate::namespace(43, Arc::new(Fixed), Box::new(Fixed));
-        assert!(!other.admits(client, Token(7).v4().into()), "another namespace's token");
+        let ours = namespace(42);
+        for token in [IpAddr::from(Token(7).v4()), Token(7).v6().into()] {
+            let asker = ours.admit(client, token).expect("admitted");
+            assert_eq!(asker.nameserver(), Some(IpAddr::from([8, 8, 8, 8])));
+        }
+        assert!(ours.admit(client, Token(8).v4().into()).is_none(), "no such token");
+        assert!(ours.admit(client, client).is_none(), "not a token");
+        let other = namespace(43);
+        assert!(other.admit(client, Token(7).v4().into()).is_none(), "another namespace's token");
     }
 
     #[test]
     fn only_clients_in_the_namespace_are_admitted() {
-        let gate = Gate::namespace(42, Arc::new(Fixed), Box::new(Fixed));
+        let gate = namespace(42);
         for (client, admitted) in [("::1", true), ("10.88.1.2", true), ("10.88.1.3", false)] {
             let client = client.parse().expect("an address");
-            assert_eq!(gate.admits(client, Token(7).v4().into()), admitted, "{client}");
+            let asker = gate.admit(client, Token(7).v4().into());
+            assert_eq!(asker.is_some(), admitted, "{client}");
         }
     }
 
     #[test]
     fn plain_listeners_look_at_the_source_also_when_it_is_mapped() {
         let allow = ["10.0.0.0/8".parse().expect("a network")];
-        let gate = Gate::Plain { allow: Arc::new(allow) };
+        let gate = Gate::plain(Arc::new(allow));
         let local = IpAddr::from([192, 0, 2, 1]);
         for (client, admitted) in
             [("10.1.2.3", true), ("::ffff:10.1.2.3", true), ("192.0.2.9", false), ("::1", false)]
         {
-            assert_eq!(gate.admits(client.parse().expect("an address"), local), admitted);
+            let asker = gate.admit(client.parse().expect("an address"), local);
+            assert_eq!(asker.is_some(), admitted);
+            assert!(asker.is_none_or(|asker| asker.nameserver().is_none()));
         }
     }
 }

@@ -1,15 +1,27 @@
-//! The straight line: parse, forward, fit to the client.
+//! The straight line: parse, route, resolve, fit to the client.
 
-use std::{cell::Cell, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    iter::once,
+    rc::Rc,
+    sync::Arc,
+};
 
 use tracing::debug;
 
 use super::{
+    local,
+    original::Asker,
     query::Query,
     response::{self, Failure, Room},
     stats::Stats,
+    transfer::Rest,
 };
-use crate::{upstream::Pool, wire::rr_type};
+use crate::{
+    route::{Action, Group, Local, Routes, Whose},
+    upstream::{Nameservers, Plain, Pool, Settings, Side},
+    wire::{flag, rr_type},
+};
 
 /// Queries that the clients of one listener may have in flight; a resolver that stalls must not
 /// let one namespace take all memory.
@@ -17,8 +29,27 @@ pub const MAX_IN_FLIGHT: usize = 4_096;
 
 /// What one worker answers with.
 pub struct Handler {
-    pool: Pool,
+    /// One for each [`crate::route::Group`].
+    pools: Vec<Pool>,
+    plain: Plain,
+    routes: RefCell<Arc<Routes>>,
     stats: Arc<Stats>,
+}
+
+/// What a client gets.
+pub struct Reply {
+    /// The answer.
+    pub message: Vec<u8>,
+    /// More messages, if it is a zone transfer.
+    pub rest: Option<Rest>,
+}
+
+/// Which way a query goes.
+enum Way {
+    Encrypted(usize),
+    Plain(Nameservers),
+    Transfer(Nameservers),
+    Local(Local),
 }
 
 /// How many queries of one listener are in flight, answers that wait to be written included.
@@ -29,9 +60,21 @@ pub struct InFlight(Rc<Cell<usize>>);
 pub struct Place(InFlight);
 
 impl Handler {
-    /// A handler that asks `pool`.
-    pub fn new(pool: Pool, stats: Arc<Stats>) -> Self {
-        Self { pool, stats }
+    /// A handler that asks those that the settings and the routes name.
+    pub fn new(settings: &Settings, routes: Arc<Routes>, stats: Arc<Stats>) -> Self {
+        let groups = once(&settings.upstreams).chain(routes.groups()).cloned();
+        let pools = groups.map(|upstreams| Pool::new(Settings { upstreams, ..settings.clone() }));
+        Self {
+            pools: pools.collect(),
+            plain: Plain::new(settings),
+            routes: RefCell::new(routes),
+            stats,
+        }
+    }
+
+    /// Follows these routes from now on, whose sets of upstreams are the same.
+    pub fn reroute(&self, routes: Arc<Routes>) {
+        *self.routes.borrow_mut() = routes;
     }
 
     /// The worker's counters.
@@ -40,17 +83,14 @@ impl Handler {
     }
 
     /// Answers what a client sent; `None` if that must not be answered at all.
-    pub async fn handle(&self, message: &[u8], room: Room) -> Option<Vec<u8>> {
+    pub async fn handle(&self, message: &[u8], room: Room, asker: &Asker) -> Option<Reply> {
         let query = match self.parse(message) {
             Ok(query) => query,
-            Err(rejection) => return rejection,
+            Err(rejection) => return rejection.map(Reply::from),
         };
-        match self.resolve(&query, room).await {
-            Ok(answer) => {
-                self.stats.encrypted.add();
-                Some(answer)
-            }
-            Err(failure) => Some(self.fail(&query, &failure)),
+        match self.resolve(&query, room, asker).await {
+            Ok(reply) => Some(reply),
+            Err(failure) => Some(self.fail(&query, &failure).into()),
         }
     }
 
@@ -70,18 +110,73 @@ impl Handler {
         })
     }
 
-    async fn resolve(&self, query: &Query, room: Room) -> Result<Vec<u8>, Failure> {
-        if matches!(query.qtype(), rr_type::AXFR | rr_type::IXFR) {
-            return Err(Failure::ZoneTransfer);
+    async fn resolve(&self, query: &Query, room: Room, asker: &Asker) -> Result<Reply, Failure> {
+        match self.route(query, room, asker)? {
+            Way::Encrypted(group) => {
+                let answer = self.pools[group].exchange(query.to_upstream()).await?;
+                let answer = response::relay(query, &answer, room)?;
+                self.stats.encrypted.add();
+                Ok(answer.into())
+            }
+            Way::Plain(nameservers) => {
+                self.stats.plaintext.add();
+                let (outlet, message) = (asker.outlet(), query.to_plaintext());
+                let exchange =
+                    self.plain.exchange(outlet, &nameservers, &message, room.transport());
+                let mut answer = exchange.await?;
+                if !query.is_intact() {
+                    answer[3] &= !flag::AD; // nobody authenticated it (RFC 6840 section 5.8)
+                }
+                Ok(response::relay(query, &answer, room)?.into())
+            }
+            Way::Transfer(nameservers) => {
+                self.stats.plaintext.add();
+                let (outlet, message) = (asker.outlet(), query.to_plaintext());
+                let transfer = self.plain.transfer(outlet, &nameservers, &message).await?;
+                let (message, rest) = Rest::start(query, transfer).await?;
+                Ok(Reply { message, rest })
+            }
+            Way::Local(local) => {
+                self.stats.local.add();
+                Ok(local::answer(query, &local).into())
+            }
         }
-        let answer = self.pool.exchange(query.to_upstream()).await?;
-        response::relay(query, &answer, room)
+    }
+
+    /// Which way the query goes: by its name, and by whom the client asked.
+    fn route(&self, query: &Query, room: Room, asker: &Asker) -> Result<Way, Failure> {
+        let routes = self.routes.borrow();
+        let action = routes.find(query.name(), query.qtype(), || asker.is_near(&routes));
+        let is_transfer = matches!(query.qtype(), rr_type::AXFR | rr_type::IXFR);
+        let nameservers = match action {
+            Action::Local(local) => return Ok(Way::Local(local.clone())),
+            Action::Original(whose) => asker.originals(&routes, *whose),
+            Action::Plain(addrs) => Nameservers { addrs: addrs.to_vec(), side: Side::Host },
+            Action::Encrypted(group) if !is_transfer => return Ok(Way::Encrypted(group.0)),
+            // Only the one that was asked can have the zone to give.
+            Action::Encrypted(Group(0)) if asker.nameserver().is_some() => {
+                asker.originals(&routes, Whose::Any)
+            }
+            Action::Encrypted(_) => return Err(Failure::ZoneTransfer),
+        };
+        match (query.qtype(), room) {
+            (rr_type::AXFR | rr_type::IXFR, Room::Stream) => Ok(Way::Transfer(nameservers)),
+            (rr_type::AXFR, Room::Datagram { .. }) => Err(Failure::ZoneTransfer),
+            // Incremental ones may fit a datagram (RFC 1995 section 2).
+            _ => Ok(Way::Plain(nameservers)),
+        }
     }
 
     fn fail(&self, query: &Query, failure: &Failure) -> Vec<u8> {
         self.stats.failed.add();
         debug!(%failure, "query failed");
         response::fail(query, failure)
+    }
+}
+
+impl From<Vec<u8>> for Reply {
+    fn from(message: Vec<u8>) -> Self {
+        Self { message, rest: None }
     }
 }
 

@@ -1,21 +1,24 @@
 //! The way of a query, one file per stage, in the order in which a query meets them.
 //!
 //! ```text
-//! udp / tcp ─► gate (who may ask) ─► query ─► handler ─► upstream pool
-//!     ▲                                          │
-//!     └──────────────── response ◄───────────────┘
+//! udp / tcp ─► gate (who may ask) ─► query ─► handler ─► route ─┬─► upstream, over TLS
+//!     ▲                                                         ├─► original, in plaintext
+//!     └──────────────── response ◄──────────────────────────────┴─► local
 //! ```
 //!
-//! `query` and `response` are pure: bytes in, bytes out. A [`worker`] is a thread with a runtime of
+//! `query`, `response` and `local` are pure: bytes in, bytes out. A [`worker`] is a thread with a runtime of
 //! its own, which owns its listeners and its upstream connections and shares nothing on the way.
 
 pub mod batch;
 pub mod gate;
 pub mod handler;
+mod local;
 mod opt_last;
+pub mod original;
 pub mod query;
 pub mod response;
 pub mod stats;
 pub mod tcp;
+mod transfer;
 pub mod udp;
 pub mod worker;

@@ -146,6 +146,12 @@ impl Query {
         &self.message[HEADER_LEN..self.question.end]
     }
 
+    /// The name asked for, on the wire.
+    pub fn name(&self) -> &[u8] {
+        // Behind it are only type and class.
+        &self.message[HEADER_LEN..self.question.end - 4]
+    }
+
     /// The type asked for.
     pub fn qtype(&self) -> u16 {
         self.question.qtype
@@ -189,6 +195,20 @@ impl Query {
         let unpadded = out.len() + OPTION_HEADER_LEN;
         let padding = unpadded.next_multiple_of(PADDING_BLOCK) - unpadded;
         opt.option(&mut out, option_code::PADDING, &[0; PADDING_BLOCK][..padding]);
+        opt.finish(&mut out);
+        out
+    }
+
+    /// The message for a nameserver that is asked in plaintext: without padding, which would hide
+    /// nothing (RFC 8467 section 4), and without EDNS if the client has none, so that one that is
+    /// older than EDNS is asked as it is used to.
+    pub fn to_plaintext(&self) -> Vec<u8> {
+        let Some(edns) = self.edns.as_ref().filter(|_| !self.intact) else {
+            return self.message.clone();
+        };
+        let mut out = self.message[..edns.record.start].to_vec();
+        let opt = OptWriter::start(&mut out, 0, edns.flags);
+        opt.copy_options(&mut out, &self.message[edns.options.clone()]);
         opt.finish(&mut out);
         out
     }
@@ -308,6 +328,19 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_padded_in_plaintext_and_edns_is_only_the_clients() {
+        let sent = |additional: &[&[u8]]| {
+            let sent = Query::parse(&message(additional)).expect("well formed").to_plaintext();
+            let edns = Query::parse(&sent).expect("what we send is well formed").edns?;
+            Some((edns.udp_size, edns.dnssec_ok(), sent[edns.options].to_vec()))
+        };
+        assert_eq!(sent(&[]), None);
+        assert_eq!(sent(&[OPT_DO]), Some((EDNS_UDP_SIZE, true, vec![])));
+        let unknown = b"\xfd\xe9\x00\x01x".to_vec();
+        assert_eq!(sent(&[OPT_COOKIE]), Some((EDNS_UDP_SIZE, false, unknown)));
+    }
+
+    #[test]
     fn dnssec_ok_and_unknown_options_pass_but_cookies_do_not() {
         let sent = Query::parse(&message(&[OPT_DO])).expect("well formed").to_upstream();
         assert!(Query::parse(&sent).is_ok_and(|q| q.edns().is_some_and(Edns::dnssec_ok)));
@@ -330,7 +363,7 @@ mod tests {
             let bytes = message(additional);
             let query = Query::parse(&bytes).expect("well formed");
             assert!(query.is_intact());
-            assert_eq!(query.to_upstream(), bytes);
+            assert_eq!([query.to_upstream(), query.to_plaintext()], [&bytes[..], &bytes]);
         }
     }
 

@@ -11,7 +11,7 @@ use super::{
     query::{Edns, Malformed, OptWriter, Query},
 };
 use crate::{
-    upstream::{ConnectionError, ExchangeError},
+    upstream::{ConnectionError, ExchangeError, PlainError, Transport},
     wire::{self, HEADER_LEN, Question, flag, option_code, rcode, rr_type},
 };
 
@@ -28,6 +28,14 @@ pub enum Room {
 }
 
 impl Room {
+    /// How a client that has this room asks, and so how its nameserver is asked.
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::Stream => Transport::Stream,
+            Self::Datagram { .. } => Transport::Datagram,
+        }
+    }
+
     /// Octets that an answer to `query` may have.
     fn of(self, edns: Option<&Edns>) -> usize {
         match self {
@@ -49,8 +57,13 @@ pub enum Failure {
     /// Upstream's fault: its answer cannot be parsed.
     #[error("the upstream's answer is malformed")]
     BadAnswer,
-    /// A zone transfer is a stream of messages that a forwarder cannot relay (RFC 9103).
-    #[error("zone transfers are not forwarded")]
+    /// The fault of a nameserver that a route names, or of the way there. No other one is asked: its
+    /// names are nobody else's business.
+    #[error("by route: {0}")]
+    Plain(#[from] PlainError),
+    /// A zone transfer without an original nameserver, from which alone it could come, or by UDP
+    /// (RFC 5936 section 4.2).
+    #[error("no nameserver for a zone transfer")]
     ZoneTransfer,
     /// The client has as many queries in flight as it may.
     #[error("too many queries in flight")]
@@ -117,8 +130,20 @@ pub fn fail(query: &Query, failure: &Failure) -> Vec<u8> {
         )) => (rcode::SERVFAIL, 23, "no connection to upstream"),
         // 24: invalid data, 21: not supported, 0: other.
         Failure::BadAnswer => (rcode::SERVFAIL, 24, "malformed answer from upstream"),
-        Failure::ZoneTransfer => (rcode::REFUSED, 21, "zone transfers are not forwarded"),
+        Failure::Plain(PlainError::Timeout { .. }) => {
+            (rcode::SERVFAIL, 22, "no answer in time from the nameserver of this route")
+        }
+        Failure::Plain(PlainError::Io { .. }) => {
+            (rcode::SERVFAIL, 23, "the nameserver of this route cannot be reached")
+        }
+        Failure::Plain(PlainError::NoServer) => {
+            (rcode::SERVFAIL, 22, "there is no nameserver for this route")
+        }
+        Failure::ZoneTransfer => {
+            (rcode::REFUSED, 21, "zone transfers need TCP and a nameserver of their own")
+        }
         Failure::Busy
+        | Failure::Plain(PlainError::Busy)
         | Failure::Upstream(ExchangeError::Connection(ConnectionError::Full { .. })) => {
             (rcode::SERVFAIL, 0, "too many queries in flight")
         }
@@ -156,7 +181,7 @@ pub fn reject(message: &[u8], reason: Malformed) -> Option<Vec<u8>> {
 }
 
 /// A response of our own: the header, with RD and CD as they were asked, and the question.
-fn own(id: [u8; 2], flags: [u8; 2], code: u8, question: Option<&[u8]>) -> Vec<u8> {
+pub(super) fn own(id: [u8; 2], flags: [u8; 2], code: u8, question: Option<&[u8]>) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     out.extend_from_slice(&id);
     out.push(flag::QR | flags[0] & (flag::OPCODE | flag::RD));
@@ -178,7 +203,7 @@ fn truncated(query: &Query, answer: &[u8]) -> Vec<u8> {
 }
 
 /// Our OPT record towards a client: its DO bit (RFC 3225 section 3), our payload size.
-fn append_opt(out: &mut Vec<u8>, extended_rcode: u8, client: &Edns) -> OptWriter {
+pub(super) fn append_opt(out: &mut Vec<u8>, extended_rcode: u8, client: &Edns) -> OptWriter {
     let [.., additional] = wire::counts(out).unwrap_or_default();
     set_additional(out, additional.saturating_add(1));
     OptWriter::start(out, extended_rcode, client.flags & Edns::DO)

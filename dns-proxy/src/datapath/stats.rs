@@ -11,6 +11,10 @@ pub struct Stats {
     pub encrypted: Counter,
     /// Answered with an error of our own: no upstream, or not to be forwarded.
     pub failed: Counter,
+    /// Sent to a nameserver in plaintext because a route says so, answered or not.
+    pub plaintext: Counter,
+    /// Answered here because a route says so.
+    pub local: Counter,
     /// Messages that are no queries.
     pub malformed: Counter,
     /// Messages from those who may not ask.

@@ -8,7 +8,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::mpsc,
+    sync::mpsc::{self, OwnedPermit},
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep, timeout},
 };
@@ -16,7 +16,8 @@ use tracing::{debug, warn};
 
 use super::{
     gate::Gate,
-    handler::{Handler, InFlight},
+    handler::{Handler, InFlight, Reply},
+    original::Asker,
     response::Room,
 };
 
@@ -67,13 +68,14 @@ pub async fn serve(
                 continue;
             }
         };
-        if !stream.local_addr().is_ok_and(|local| gate.admits(client.ip(), local.ip())) {
+        let local = stream.local_addr().ok();
+        let Some(asker) = local.and_then(|local| gate.admit(client.ip(), local.ip())) else {
             handler.stats().denied.add();
             continue;
-        }
+        };
         let idle_since = Rc::new(Cell::new(Some(Instant::now())));
         let conversation =
-            converse(stream, Rc::clone(&handler), in_flight.clone(), Rc::clone(&idle_since));
+            converse(stream, asker, Rc::clone(&handler), in_flight.clone(), Rc::clone(&idle_since));
         let task = connections.spawn_local(conversation);
         seats.push(Seat { idle_since, task });
         if seats.len() > 2 * MAX_CONNECTIONS {
@@ -91,6 +93,7 @@ struct Seat {
 
 async fn converse(
     stream: TcpStream,
+    asker: Asker,
     handler: Rc<Handler>,
     in_flight: InFlight,
     idle_since: Rc<Cell<Option<Instant>>>,
@@ -103,7 +106,7 @@ async fn converse(
     let (answers, queue) = mpsc::channel(MAX_PIPELINED);
     // Ends once the client has sent its last query and every answer is written.
     let (read, written) = tokio::join!(
-        read_queries(reader, answers, handler, in_flight, &idle_since),
+        read_queries(reader, answers, &asker, handler, in_flight, &idle_since),
         write_answers(writer, queue),
     );
     if let Err(error) = read.and(written) {
@@ -115,6 +118,7 @@ async fn converse(
 async fn read_queries(
     reader: OwnedReadHalf,
     answers: mpsc::Sender<Vec<u8>>,
+    asker: &Asker,
     handler: Rc<Handler>,
     in_flight: InFlight,
     idle_since: &Rc<Cell<Option<Instant>>>,
@@ -144,13 +148,14 @@ async fn read_queries(
             continue;
         };
         let (handler, waiting) = (Rc::clone(&handler), Rc::clone(&waiting));
+        let asker = asker.clone();
         let idle_since = Rc::clone(idle_since);
         waiting.set(waiting.get() + 1);
         idle_since.set(None);
         queries.spawn_local(async move {
             let _place = place;
-            if let Some(answer) = handler.handle(&message, Room::Stream).await {
-                permit.send(answer);
+            if let Some(reply) = handler.handle(&message, Room::Stream, &asker).await {
+                send(reply, permit).await;
             }
             waiting.set(waiting.get() - 1);
             if waiting.get() == 0 {
@@ -161,6 +166,19 @@ async fn read_queries(
     drop(answers);
     while queries.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Queues a reply. Messages behind the first one wait for room in the queue.
+async fn send(reply: Reply, permit: OwnedPermit<Vec<u8>>) {
+    let answers = permit.send(reply.message);
+    let Some(mut rest) = reply.rest else {
+        return;
+    };
+    while let Some(message) = rest.next().await {
+        if answers.send(message).await.is_err() {
+            return; // the client takes no more
+        }
+    }
 }
 
 /// One message behind its two-octet length (RFC 1035 section 4.2.2).

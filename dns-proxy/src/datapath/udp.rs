@@ -109,10 +109,10 @@ impl Datagrams {
         path: Path,
         answers: &mut Vec<Answer>,
     ) -> Option<impl Future<Output = Option<Answer>> + use<>> {
-        if !self.gate.admits(path.client.ip(), path.local) {
+        let Some(asker) = self.gate.admit(path.client.ip(), path.local) else {
             self.handler.stats().denied.add();
             return None;
-        }
+        };
         let Some(place) = self.in_flight.enter() else {
             answers.extend(self.handler.refuse(message).map(|answer| (answer, path)));
             return None;
@@ -120,7 +120,8 @@ impl Datagrams {
         let (this, message) = (Rc::clone(self), message.to_vec());
         Some(async move {
             let _place = place;
-            Some((this.handler.handle(&message, this.room).await?, path))
+            let reply = this.handler.handle(&message, this.room, &asker).await?;
+            Some((reply.message, path))
         })
     }
 

@@ -28,10 +28,7 @@ use super::{
     tcp,
     udp::Datagrams,
 };
-use crate::{
-    pulse::Pulse,
-    upstream::{Pool, Settings},
-};
+use crate::{pulse::Pulse, route::Routes, upstream::Settings};
 
 /// How long nothing must have been in flight when draining: what clients have sent is then taken
 /// from the sockets, and what they were sent is read.
@@ -61,6 +58,7 @@ impl Sockets {
 enum Command {
     Serve { id: ListenerId, sockets: Sockets, gate: Gate, room: Room },
     Release { id: ListenerId },
+    Reroute { routes: Arc<Routes> },
     Drain { limit: Duration, done: oneshot::Sender<()> },
 }
 
@@ -77,7 +75,7 @@ impl Worker {
     ///
     /// # Errors
     /// No thread or runtime could be made.
-    pub fn start(index: usize, settings: Settings) -> io::Result<Self> {
+    pub fn start(index: usize, settings: Settings, routes: Arc<Routes>) -> io::Result<Self> {
         let (commands, inbox) = mpsc::unbounded_channel();
         let stats = Arc::new(Stats::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -85,7 +83,7 @@ impl Worker {
         let pulse = Arc::new(Pulse::new());
         let worker_pulse = Arc::clone(&pulse);
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let handler = Rc::new(Handler::new(Pool::new(settings), worker_stats));
+            let handler = Rc::new(Handler::new(&settings, routes, worker_stats));
             LocalSet::new().block_on(&runtime, async {
                 spawn_local(async move { worker_pulse.keep().await });
                 obey(inbox, handler).await;
@@ -102,6 +100,11 @@ impl Worker {
     /// Closes the sockets served under `id`.
     pub fn release(&self, id: ListenerId) {
         self.send(Command::Release { id });
+    }
+
+    /// Follows these routes from now on, whose sets of upstreams are the same.
+    pub fn reroute(&self, routes: Arc<Routes>) {
+        self.send(Command::Reroute { routes });
     }
 
     /// Waits until nothing has been in flight for [`QUIET`], for `limit` at most; serving goes on
@@ -167,6 +170,7 @@ async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, handler: Rc<Handler>)
             Command::Release { id } => {
                 served.remove(&id);
             }
+            Command::Reroute { routes } => handler.reroute(routes),
             Command::Drain { limit, done } => {
                 let end = Instant::now() + limit;
                 let mut busy = Instant::now();

@@ -17,7 +17,10 @@ use super::{
     },
     Control, ControlError, io_error,
 };
-use crate::datapath::{gate::Gate, response::Room, worker::ListenerId};
+use crate::{
+    datapath::{gate::Gate, response::Room, worker::ListenerId},
+    upstream::Outlet,
+};
 
 /// How long a namespace must have been without processes of the scope before it is let go: the list
 /// of processes is read while they come and go.
@@ -150,7 +153,8 @@ impl Control {
         let worker = self.least_busy_worker();
         // Loopback has no path to break answers up; only the client's own limit counts.
         let room = Room::Datagram { path: u16::MAX };
-        let gate = Gate::namespace(cookie, self.bpf.origins(), Box::new(addresses));
+        let outlet = Outlet::new(namespace.network());
+        let gate = Gate::namespace(cookie, self.bpf.origins(), Box::new(addresses), outlet);
         self.workers[worker].serve(listener, sockets, gate, room);
         self.bpf
             .set_ready(cookie, namespace.listener())

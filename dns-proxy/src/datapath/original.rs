@@ -1,0 +1,69 @@
+//! The original nameserver: whom a client asked, before we were.
+
+use std::{
+    net::{IpAddr, SocketAddr, SocketAddrV6},
+    sync::Arc,
+};
+
+use dns_proxy_common::DNS_PORT;
+
+use crate::{
+    route::{Routes, Whose},
+    upstream::{Nameservers, Outlet, Side},
+};
+
+/// Who asks, as far as it matters to the answer.
+#[derive(Clone)]
+pub struct Asker {
+    nameserver: Option<IpAddr>,
+    outlet: Arc<Outlet>,
+}
+
+impl Asker {
+    /// A client that asked `nameserver`, or was pointed at us.
+    pub fn new(nameserver: Option<IpAddr>, outlet: &Arc<Outlet>) -> Self {
+        Self { nameserver, outlet: Arc::clone(outlet) }
+    }
+
+    /// Whom it asked, if not us.
+    pub fn nameserver(&self) -> Option<IpAddr> {
+        self.nameserver
+    }
+
+    /// Its way out.
+    pub fn outlet(&self) -> &Outlet {
+        &self.outlet
+    }
+
+    /// Whether a nameserver that `original` means to it is in a network of its own.
+    pub fn is_near(&self, routes: &Routes) -> bool {
+        !self.originals(routes, Whose::Near).addrs.is_empty()
+    }
+
+    /// What `original` means to it: the nameserver that it asked, or the host's own.
+    pub fn originals(&self, routes: &Routes, whose: Whose) -> Nameservers {
+        let (mut addrs, side) = match self.nameserver {
+            Some(ip) => (self.reached(ip), Side::Client),
+            None => (routes.resolvers().to_vec(), Side::Host),
+        };
+        if whose == Whose::Near {
+            addrs.retain(|addr| self.outlet.is_near(addr.ip()));
+        }
+        Nameservers { addrs, side }
+    }
+
+    /// Where a nameserver can be. By its token alone nobody can tell the interface of a link-local
+    /// one: it is asked on each that has such addresses.
+    fn reached(&self, ip: IpAddr) -> Vec<SocketAddr> {
+        if let IpAddr::V6(v6) = ip
+            && v6.is_unicast_link_local()
+        {
+            let links = &self.outlet.interfaces().link_local;
+            return links
+                .iter()
+                .map(|link| SocketAddrV6::new(v6, DNS_PORT, 0, *link).into())
+                .collect();
+        }
+        vec![SocketAddr::new(ip, DNS_PORT)]
+    }
+}
