@@ -9,6 +9,7 @@
 //! | proof of what left an interface | [`Capture`], [`Packet`] |
 //! | a DNS-over-TLS upstream, with faults to order | [`DotServer`], [`Orders`], [`Pki`] |
 //! | real ones | [`Unbound`], [`Dnsdist`] |
+//! | a real internal nameserver | [`Dnsmasq`] |
 //! | a plaintext nameserver | [`PlainServer`] |
 //! | what both of ours answer | [`Zone`], [`expected_a`] |
 //! | the daemon | [`Daemon`] |
@@ -29,6 +30,7 @@ pub mod container;
 pub mod daemon;
 pub mod dns_server;
 pub mod dnsdist;
+pub mod dnsmasq;
 pub mod dot_server;
 pub mod freeze;
 pub mod leftovers;
@@ -55,6 +57,7 @@ pub use container::Container;
 pub use daemon::Daemon;
 pub use dns_server::PlainServer;
 pub use dnsdist::Dnsdist;
+pub use dnsmasq::Dnsmasq;
 pub use dot_server::{Close, DotServer, Orders, Reply};
 pub use netns::Netns;
 pub use packet::{Packet, port53, to_port};

@@ -81,6 +81,11 @@ impl World {
         command
     }
 
+    /// Rewrites the host's `/etc/resolv.conf`.
+    pub fn set_resolv_conf(&self, text: &str) -> Result<()> {
+        self.mounts.set_resolv_conf(text)
+    }
+
     /// Starts a container that asks 8.8.8.8.
     pub fn container(&self, name: &str) -> Result<Container> {
         self.container_with(name, RESOLV_CONF)

@@ -8,4 +8,5 @@ mod packets;
 mod place;
 mod plain;
 mod real_servers;
+mod routes;
 mod upstream;

@@ -7,6 +7,7 @@ mod device;
 mod guard;
 mod ipv6;
 mod raw;
+mod routes;
 mod scene;
 mod scope;
 mod shapes;
