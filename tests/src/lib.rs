@@ -5,6 +5,7 @@
 //! |---|---|
 //! | an internet, a host and containers | [`World`], [`Container`] |
 //! | containers made by runc, podman and Docker | [`Runtimes`] |
+//! | containers made by podman without root | [`Rootless`] |
 //! | one network namespace or cgroup | [`Netns`], [`Cgroup`] |
 //! | proof of what left an interface | [`Capture`], [`Packet`] |
 //! | a DNS-over-TLS upstream, with faults to order | [`DotServer`], [`Orders`], [`Pki`] |
@@ -41,6 +42,7 @@ pub mod packet;
 pub mod pki;
 pub mod privilege;
 pub mod process;
+pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
 pub mod sockopt;
@@ -63,6 +65,7 @@ pub use netns::Netns;
 pub use packet::{Packet, port53, to_port};
 pub use pki::{Identity, Pki};
 pub use privilege::require_root_and_bpf;
+pub use rootless::Rootless;
 pub use runtimes::Runtimes;
 pub use stage::Stage;
 pub use unbound::Unbound;

@@ -18,7 +18,7 @@ const RUN_DIR: &str = "/run/dns-proxy";
 const NETNS_DIR: &str = "/run/netns";
 /// Where the daemon keeps what is to outlive it: every host of ours has its own.
 pub const BPFFS: &str = "/sys/fs/bpf";
-/// Where glibc looks for nscd before it asks anyone else.
+/// Where glibc looks for nscd before it asks anyone else: every host of ours has its own, if any.
 const NSCD_DIR: &str = "/run/nscd";
 /// Names are looked up as Debian does it, whatever the machine's own way.
 const NSSWITCH_CONF: &str = "hosts: files dns\n";
@@ -33,7 +33,7 @@ pub struct Mounts {
 impl Mounts {
     /// A copy of this process's view, with a resolver configuration of its own.
     pub fn new(resolv_conf: &str) -> Result<Self> {
-        for dir in [RUN_DIR, NETNS_DIR] {
+        for dir in [RUN_DIR, NETNS_DIR, NSCD_DIR] {
             fs::create_dir_all(dir).with_context(|| format!("create {dir}"))?;
         }
         let mounts = on_scratch_thread(Self::cover)?;
@@ -67,9 +67,7 @@ impl Mounts {
         // One of its own, gone with the namespace and all that is pinned in it.
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=700"))
             .with_context(|| format!("mount a bpf file system over {BPFFS}"))?;
-        if Path::new(NSCD_DIR).exists() {
-            mount_tmpfs(NSCD_DIR)?;
-        }
+        mount_tmpfs(NSCD_DIR)?;
         let namespace = File::open("/proc/thread-self/ns/mnt").context("open ns/mnt")?;
         Ok(Self { namespace: Arc::new(namespace.into()), resolv_conf })
     }

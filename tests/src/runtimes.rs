@@ -171,8 +171,13 @@ impl<'a> Runtimes<'a> {
         Ok(Docker { runtimes: self, _process: process })
     }
 
+    /// A command on the host, outside all test cgroups.
+    pub(crate) fn on_host(&self, program: &str) -> Command {
+        self.world.command(program)
+    }
+
     /// A command on the host, in the engines' cgroup.
-    fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let mut command = self.world.command(program);
         self.engine.enter_before_exec(&mut command)?;
         command.env("CONTAINERS_CONF", "/run/containers/containers.conf");
@@ -182,7 +187,7 @@ impl<'a> Runtimes<'a> {
     }
 
     /// Feeds the image to an engine.
-    fn import(&self, engine: &[String]) -> Result<()> {
+    pub(crate) fn import(&self, engine: &[String]) -> Result<()> {
         let script = "tar -C \"$0\" -c rootfs --transform 's,^rootfs,.,' | \"$@\"";
         let mut shell = self.command("sh")?;
         output(shell.args(["-c", script]).arg(self.image.path()).args(engine)).map(drop)

@@ -50,8 +50,8 @@ pub(crate) fn update() -> Result<()> {
 fn try_install(packages: &[&str]) -> Result<bool> {
     // One shell, so that its traps clean up even after Ctrl-C. No daemon is started now
     // (policy-rc.d, where no administrator wrote one) and DNS servers and container engines not at
-    // the next boot either (the mask): a second resolver on port 53 would change how this machine
-    // resolves names, and Docker how it routes. What was installed before is not touched.
+    // the next boot either (the mask): a second resolver on port 53, or a cache, would change how
+    // this machine resolves names, and Docker how it routes. What was installed before is not touched.
     const SCRIPT: &str = r#"
         set -e
         export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes
@@ -64,7 +64,7 @@ fn try_install(packages: &[&str]) -> Result<bool> {
         }
         for package; do
             case $package in
-                unbound | dnsdist | stubby) mask "$package.service" ;;
+                unbound | dnsdist | stubby | nscd) mask "$package.service" ;;
                 knot-resolver) mask kresd.target kres-cache-gc.service ;;
                 docker.io) mask docker.service docker.socket containerd.service ;;
             esac

@@ -77,10 +77,13 @@ const TESTED_WITH: &[(&str, &[&str], &str)] = &[
     ("ruby", &["ruby"], "a client"),
     ("php", &["php-cli"], "a client, by glibc's res_search"),
     ("dnsmasq", &["dnsmasq-base"], "a forwarder that is a client; it brings no service"),
+    ("nscd", &["nscd"], "a client that glibc asks; its service stays off"),
     ("runc", &["runc"], "makes containers"),
     ("podman", &["podman"], "makes containers"),
     ("/usr/lib/podman/netavark", &["netavark", "iptables"], "podman's networks"),
     ("/usr/lib/podman/aardvark-dns", &["aardvark-dns"], "podman's names"),
+    ("newuidmap", &["uidmap"], "lets podman make containers without root"),
+    ("slirp4netns", &["slirp4netns"], "their network"),
     ("dockerd", &["docker.io"], "makes containers; its services stay off"),
 ];
 

@@ -34,6 +34,7 @@ macro_rules! clients {
 clients! {
     glibc_over_tcp              Address "RES_OPTIONS=use-vc getent ahosts example.test"
     glibc_with_edns             Address "RES_OPTIONS=edns0 getent ahosts example.test"
+    glibc_by_nscd               Address "sh $CLIENTS/nscd.sh example.test"
     curl                        Address "curl -4sv --connect-timeout 2 example.test 2>&1 || true"
     python_getaddrinfo          Address "$PYTHON -c 'import socket; print(socket.getaddrinfo(\"example.test\", 80))'"
     dnspython                   Address "$PYTHON $CLIENTS/dnspython.py A example.test udp"

@@ -1,16 +1,21 @@
 //! Containers made by real runtimes, at the places in the cgroup tree where these put them, and on
 //! the networks that these make.
 
+use std::net::IpAddr;
+
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
-    Daemon, Runtimes, Stage, Zone,
+    Daemon, Netns, Packet, PlainServer, Rootless, Runtimes, Stage, Zone,
     container::INTERFACE,
+    port53,
     runtimes::{CGROUP_ROOT, Contained},
     world::UPLINK,
 };
 
 const V4: &str = "8.8.8.8";
 const V6: &str = "2001:4860:4860::8888";
+/// The nameserver of the podman network.
+const AARDVARK: &str = "10.89.200.1";
 
 /// The daemon, for a pattern that the cgroups below the world's are to match.
 fn daemon(stage: &Stage, pattern: &str) -> Result<Daemon> {
@@ -115,7 +120,8 @@ fn podman_on_the_network_of_the_host() -> Result<()> {
     witness.saw_only_tls()
 }
 
-/// The containers ask the network's own nameserver; what that one asks is encrypted.
+/// The containers are not in the scope, and the network's own nameserver is: what that one asks is
+/// encrypted.
 #[test]
 fn aardvark_dns_still_knows_the_neighbours() -> Result<()> {
     let stage = Stage::new()?;
@@ -125,7 +131,7 @@ fn aardvark_dns_still_knows_the_neighbours() -> Result<()> {
 
     // Without this podman names the host's nameservers too, and musl, which asks all at once, would
     // ask them in plaintext: this container is not in the scope.
-    let app = runtimes.podman("app", &["--network", "net", "--dns", "10.89.200.1"])?;
+    let app = runtimes.podman("app", &["--network", "net", "--dns", AARDVARK])?;
     runtimes.podman("neighbour", &["--network", "net", "--ip", "10.89.200.77"])?;
     daemon.wait_until_serving(stage.world.host())?;
     let witness = stage.witness_on(stage.world.host(), UPLINK)?;
@@ -171,6 +177,109 @@ fn docker_on_its_bridge() -> Result<()> {
     let witness = stage.witness_on(container.netns(), INTERFACE)?;
     resolves(&runtimes, &container, &["8.8.4.4"])?;
     witness.saw_only_tls()
+}
+
+/// The network's own nameserver is asked for the neighbours, and for nobody else.
+fn check_podman_neighbours(options: &[&str]) -> Result<()> {
+    let stage = Stage::new()?;
+    let runtimes = Runtimes::new(&stage.world)?;
+    let daemon = daemon(&stage, "containers/libpod-*")?;
+    network(&runtimes, options)?;
+
+    let app = runtimes.podman("app", &["--network", "net", "--dns", AARDVARK])?;
+    runtimes.podman("neighbour", &["--network", "net", "--ip", "10.89.200.77"])?;
+    daemon.wait_until_serving(app.netns())?;
+    let witness = stage.witness_on(app.netns(), INTERFACE)?;
+    for name in ["neighbour", "neighbour.dns.podman"] {
+        let printed = app.run(&runtimes, &["nslookup", name])?;
+        ensure!(printed.contains("10.89.200.77"), "{name}:\n{printed}");
+    }
+    let found = app.run(&runtimes, &["gai", "neighbour"])?;
+    ensure!(found.contains("10.89.200.77"), "{found}");
+    resolves(&runtimes, &app, &[])?;
+
+    let (inside, uplink) = witness.packets()?;
+    ensure!(port53(&uplink).is_empty(), "plaintext on the uplink: {}", port53(&uplink)[0]);
+    let aardvark: IpAddr = AARDVARK.parse()?;
+    let of_neighbours = |packet: &&Packet| {
+        let there = packet.src.ip() == aardvark || packet.dst.ip() == aardvark;
+        there && packet.payload.windows(9).any(|octets| octets == b"neighbour")
+    };
+    ensure!(port53(&inside).iter().all(of_neighbours), "{:?}", port53(&inside));
+    ensure!(!port53(&inside).is_empty());
+    Ok(())
+}
+
+#[test]
+fn podman_neighbours_are_known() -> Result<()> {
+    check_podman_neighbours(&[])
+}
+
+#[test]
+fn podman_neighbours_are_known_without_a_way_out() -> Result<()> {
+    check_podman_neighbours(&["--internal"])
+}
+
+/// Docker's nameserver asks a private one for internal names, from inside the container's own
+/// namespace, and so do we.
+#[test]
+fn docker_passes_internal_names_on_to_a_private_nameserver() -> Result<()> {
+    const PRIVATE: &str = "10.99.0.1";
+    let stage = Stage::new()?;
+    let private = private_nameserver(&stage, PRIVATE)?;
+    let runtimes = Runtimes::new(&stage.world)?;
+    let docker = runtimes.docker()?;
+    let daemon = daemon(&stage, "*")?;
+    docker.client(&["network", "create", "--subnet", "10.89.200.0/24", "net"])?;
+
+    let app = docker.container("app", &["--network", "net", "--dns", PRIVATE])?;
+    docker.container("neighbour", &["--network", "net", "--ip", "10.89.200.77"])?;
+    daemon.wait_until_serving(app.netns())?;
+    let printed = app.run(&runtimes, &["nslookup", "neighbour"])?;
+    ensure!(printed.contains("10.89.200.77"), "{printed}");
+    let found = app.run(&runtimes, &["gai", "db.internal"])?;
+    ensure!(found.contains(&Zone::Plaintext.a().to_string()), "{found}");
+    resolves(&runtimes, &app, &[])?;
+    only_internal(&private)
+}
+
+/// A container of a user who is not root asks slirp4netns, which asks the host's nameserver: a
+/// private one here.
+#[test]
+fn podman_without_root() -> Result<()> {
+    const PRIVATE: &str = "10.99.0.1";
+    let stage = Stage::new()?;
+    let private = private_nameserver(&stage, PRIVATE)?;
+    stage.world.set_resolv_conf(&format!("nameserver {PRIVATE}\n"))?;
+    let runtimes = Runtimes::new(&stage.world)?;
+    let rootless = Rootless::new(&runtimes)?;
+    let daemon = daemon(&stage, "engine")?;
+
+    rootless.container("app", &[])?;
+    let pid = rootless.podman(&["inspect", "-f", "{{.State.Pid}}", "app"])?;
+    daemon.wait_until_serving(&Netns::of_process(pid.trim().parse()?)?)?;
+    let resolv_conf = rootless.podman(&["exec", "app", "cat", "/etc/resolv.conf"])?;
+    ensure!(resolv_conf.contains("nameserver 10.0.2.3"), "{resolv_conf}");
+    let found = rootless.podman(&["exec", "app", "gai", "example.test"])?;
+    ensure!(found.contains(&Zone::Encrypted.a().to_string()), "{found}");
+    let found = rootless.podman(&["exec", "app", "nslookup", "db.internal", "10.0.2.3"])?;
+    ensure!(found.contains(&Zone::Plaintext.a().to_string()), "{found}");
+    only_internal(&private)
+}
+
+/// A nameserver on the internet with a private address.
+fn private_nameserver(stage: &Stage, ip: &str) -> Result<PlainServer> {
+    stage.world.internet().ip(&["addr", "add", &format!("{ip}/32"), "dev", "lo"])?;
+    let address = [format!("{ip}:53").parse()?];
+    PlainServer::start_on(stage.world.internet(), &address, Zone::Plaintext)
+}
+
+/// It was asked for `db.internal`, and for nothing else.
+fn only_internal(private: &PlainServer) -> Result<()> {
+    let asked = private.queries();
+    let internal = asked.iter().all(|query| query.question.name == "db.internal");
+    ensure!(internal && !asked.is_empty(), "{asked:?}");
+    Ok(())
 }
 
 /// A podman network named `net`.
