@@ -21,6 +21,15 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 /// An answer and where it goes.
 type Answer = (Vec<u8>, Path);
 
+/// A datagram that somebody else received.
+#[derive(Debug)]
+pub struct Datagram {
+    /// Its way.
+    pub path: Path,
+    /// What was in it.
+    pub message: Vec<u8>,
+}
+
 /// A bound socket and all that its queries are answered with.
 pub struct Datagrams {
     socket: AsyncFd<Polled<UdpSocket>>,
@@ -45,6 +54,22 @@ impl Datagrams {
         in_flight: InFlight,
     ) -> io::Result<Self> {
         Ok(Self { socket: Polled::register(socket)?, inbox, gate, handler, room, in_flight })
+    }
+
+    /// Whether the socket is an IPv4 one.
+    pub fn is_ipv4(&self) -> bool {
+        self.socket.get_ref().local_addr().is_ok_and(|addr| addr.is_ipv4())
+    }
+
+    /// Answers a datagram as if the socket had received it.
+    pub async fn answer(self: Rc<Self>, Datagram { path, message }: Datagram) {
+        let mut answers = Vec::new();
+        if let Some(query) = self.take(&message, path, &mut answers) {
+            answers.extend(query.await);
+        }
+        if let Err(error) = self.send(&mut answers).await {
+            debug!(%error, client = %path.client, "answer not sent");
+        }
     }
 
     /// Serves the socket until the task is dropped, and with it every query that came this way.

@@ -26,7 +26,7 @@ use super::{
     response::Room,
     stats::Stats,
     tcp,
-    udp::Datagrams,
+    udp::{Datagram, Datagrams},
 };
 use crate::{pulse::Pulse, route::Routes, upstream::Settings};
 
@@ -57,6 +57,7 @@ impl Sockets {
 
 enum Command {
     Serve { id: ListenerId, sockets: Sockets, gate: Gate, room: Room },
+    Answer { id: ListenerId, datagram: Datagram },
     Release { id: ListenerId },
     Reroute { routes: Arc<Routes> },
     Drain { limit: Duration, done: oneshot::Sender<()> },
@@ -95,6 +96,11 @@ impl Worker {
     /// Serves these sockets from now on.
     pub fn serve(&self, id: ListenerId, sockets: Sockets, gate: Gate, room: Room) {
         self.send(Command::Serve { id, sockets, gate, room });
+    }
+
+    /// Answers a datagram as if a socket served under `id` had received it.
+    pub fn answer(&self, id: ListenerId, datagram: Datagram) {
+        self.send(Command::Answer { id, datagram });
     }
 
     /// Closes the sockets served under `id`.
@@ -155,8 +161,19 @@ impl Drop for Worker {
 
 /// One group of listeners: dropping it ends their tasks and closes their sockets.
 struct Served {
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
+    datagrams: Vec<Rc<Datagrams>>,
     in_flight: InFlight,
+}
+
+impl Served {
+    fn answer(&mut self, datagram: Datagram) {
+        while self.tasks.try_join_next().is_some() {}
+        let family = |socket: &&Rc<Datagrams>| socket.is_ipv4() == datagram.path.local.is_ipv4();
+        if let Some(socket) = self.datagrams.iter().find(family) {
+            self.tasks.spawn_local(Rc::clone(socket).answer(datagram));
+        }
+    }
 }
 
 async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, handler: Rc<Handler>) {
@@ -166,6 +183,11 @@ async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, handler: Rc<Handler>)
         match command {
             Command::Serve { id, sockets, gate, room } => {
                 served.insert(id, serve(sockets, gate, room, &handler, &buffers));
+            }
+            Command::Answer { id, datagram } => {
+                if let Some(served) = served.get_mut(&id) {
+                    served.answer(datagram);
+                }
             }
             Command::Release { id } => {
                 served.remove(&id);
@@ -197,11 +219,13 @@ fn serve(
     let gate = Rc::new(gate);
     let in_flight = InFlight::default();
     let mut tasks = JoinSet::new();
+    let mut datagrams = Vec::new();
     for socket in sockets.udp {
         let (inbox, gate, handler) = (Rc::clone(inbox), Rc::clone(&gate), Rc::clone(handler));
         match Datagrams::new(socket, inbox, gate, handler, room, in_flight.clone()) {
             Ok(socket) => {
                 let socket = Rc::new(socket);
+                datagrams.push(Rc::clone(&socket));
                 tasks.spawn_local(async move { report("UDP", socket.serve().await) });
             }
             Err(error) => report("UDP", Err(error)),
@@ -211,7 +235,7 @@ fn serve(
         let serving = tcp::serve(socket, Rc::clone(&gate), Rc::clone(handler), in_flight.clone());
         tasks.spawn_local(async move { report("TCP", serving.await) });
     }
-    Served { _tasks: tasks, in_flight }
+    Served { tasks, datagrams, in_flight }
 }
 
 fn report(transport: &str, result: io::Result<()>) {
