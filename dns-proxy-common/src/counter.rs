@@ -27,7 +27,7 @@ pub enum Counter {
     NotDns,
     /// Left alone: nothing of the namespace has IPv6, so that the kernel refuses, in its own words.
     NoIpv6,
-    /// Refused: the namespace has no listener yet.
+    /// Refused: the namespace has no listener yet, and nothing waits for what comes early.
     NotReady,
     /// Refused: the namespace has no listener of that family.
     NoFamily,
@@ -56,11 +56,17 @@ pub enum Counter {
     Stranger,
     /// An event for the daemon was lost because its ring buffer was full.
     EventLost,
+    /// A query that came before the listener of its namespace: the daemon has it, and answers.
+    Captured,
+    /// A TCP segment that came before the listener of its namespace: dropped, it comes again.
+    Delayed,
+    /// Refused: a query that came early and was too long or one too many to keep.
+    NotCaptured,
 }
 
 impl Counter {
     /// All of them, in the order of their indices.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::Connect4,
         Self::Connect6,
         Self::Sendmsg4,
@@ -86,6 +92,9 @@ impl Counter {
         Self::UnknownToken,
         Self::Stranger,
         Self::EventLost,
+        Self::Captured,
+        Self::Delayed,
+        Self::NotCaptured,
     ];
 
     /// How many there are.
@@ -119,6 +128,9 @@ impl Counter {
             Self::UnknownToken => "unknown_token",
             Self::Stranger => "stranger",
             Self::EventLost => "event_lost",
+            Self::Captured => "captured",
+            Self::Delayed => "delayed",
+            Self::NotCaptured => "refused_not_captured",
         }
     }
 }

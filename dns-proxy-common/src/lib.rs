@@ -8,9 +8,11 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 
 mod counter;
+mod early;
 mod token;
 
 pub use counter::Counter;
+pub use early::{EARLY_BYTES, EarlyQuery, MAX_EARLY_QUERY, NEWBORN};
 pub use token::{
     Held, MAX_CGROUP_TOKENS, MAX_TOKENS, NEARLY_ALL_CGROUP_TOKENS, TOKEN4_NET, TOKEN4_PREFIX_LEN,
     TOKEN6_LINK_LOCAL_NET, TOKEN6_NET, TOKEN6_PREFIX_LEN, Token,

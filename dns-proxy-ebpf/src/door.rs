@@ -116,7 +116,7 @@ fn goes_to_token(ctx: &SkBuffContext) -> Option<Token> {
 
 /// Whether a socket sends under the addresses that the kernel gave it, and through our hooks.
 #[inline(always)]
-fn sends_for_itself(skb: *mut __sk_buff) -> bool {
+pub(crate) fn sends_for_itself(skb: *mut __sk_buff) -> bool {
     // SAFETY: the context is valid while the program runs, and so is its socket, which the helper
     // takes (5.1); `type` may be read of what it returns.
     unsafe {

@@ -15,6 +15,7 @@ use dns_proxy_common::{Counter, DNS_PORT, GuardMode, Token};
 
 use crate::{
     door,
+    early::{self, ToToken},
     maps::{self, EXEMPT},
     pulse, scope,
 };
@@ -22,6 +23,9 @@ use crate::{
 pub(crate) const PASS: i32 = 1;
 /// The packet is dropped; a datagram's sender gets EPERM.
 const REFUSE: i32 = 0;
+/// The packet is dropped as if a queue were full: of that a datagram's sender hears only if it asked
+/// to (`IP_RECVERR`).
+const TAKE: i32 = 2;
 
 /// Index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
 pub(crate) const LOOPBACK: u32 = 1;
@@ -37,14 +41,25 @@ static GUARD_MODE: Global<u8> = Global::new(GuardMode::On as u8);
 pub(crate) fn judge(ctx: &SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     if interface(skb) == LOOPBACK {
-        return door::stamp(ctx);
+        return if early::are_expected() && door::sends_for_itself(skb) {
+            let early = ToToken::read(ctx).and_then(|packet| packet.capture(ctx));
+            early.map_or_else(|| door::stamp(ctx), taken)
+        } else {
+            door::stamp(ctx)
+        };
     }
     let Some(packet) = Packet::read(ctx) else {
         return PASS; // neither IPv4 nor IPv6
     };
     if packet.to_token {
-        maps::count(Counter::GuardToken);
-        return REFUSE;
+        let early = ToToken::read(ctx).filter(ToToken::is_v6);
+        return early.and_then(|packet| packet.capture(ctx)).map_or_else(
+            || {
+                maps::count(Counter::GuardToken);
+                REFUSE
+            },
+            taken,
+        );
     }
     if packet.port != Some(DNS_PORT) || scope::of_packet(skb).is_err() || is_exempt(skb) {
         return PASS;
@@ -55,6 +70,13 @@ pub(crate) fn judge(ctx: &SkBuffContext) -> i32 {
     }
     maps::count(Counter::GuardQuery);
     if GUARD_MODE.load() == GuardMode::On as u8 { REFUSE } else { PASS }
+}
+
+/// What becomes of a packet that came before its listener.
+#[inline(always)]
+fn taken(outcome: Counter) -> i32 {
+    maps::count(outcome);
+    if matches!(outcome, Counter::NotCaptured) { REFUSE } else { TAKE }
 }
 
 /// Index of the interface that a packet leaves or has come by.

@@ -19,6 +19,7 @@
 )]
 
 mod door;
+mod early;
 mod guard;
 mod lifeline;
 mod maps;
@@ -128,7 +129,7 @@ fn getsockname6(ctx: SockAddrContext) -> i32 {
 }
 
 /// Every packet that leaves.
-#[cgroup_skb]
+#[cgroup_skb(egress)]
 fn egress(ctx: SkBuffContext) -> i32 {
     guard::judge(&ctx)
 }

@@ -2,11 +2,12 @@
 
 use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf, SkStorage},
+    helpers::generated::bpf_get_current_cgroup_id,
     macros::btf_map,
 };
 use dns_proxy_common::{
-    Counter, Device, EVENTS_BYTES, Event, Held, Listener, MAX_DEVICES, MAX_NAMESPACES, MAX_SCOPE,
-    MAX_TOKENS, Origin, Sources,
+    Counter, Device, EARLY_BYTES, EVENTS_BYTES, EarlyQuery, Event, Held, Listener, MAX_DEVICES,
+    MAX_NAMESPACES, MAX_SCOPE, MAX_TOKENS, Origin, Sources,
 };
 
 /// `BPF_F_NO_PREALLOC`: memory is taken when an entry is, so that the bounds cost nothing.
@@ -17,7 +18,8 @@ const NO_PREALLOC: usize = 1;
 pub(crate) static SCOPE: HashMap<u64, u32, MAX_SCOPE, NO_PREALLOC> = HashMap::new();
 
 /// Network namespace cookie -> its listener; written by the daemon once everything there is in
-/// place, and removed before anything there goes.
+/// place, and removed before anything there goes. Under `NEWBORN`: where it will be in a namespace
+/// that is not here yet.
 #[btf_map]
 pub(crate) static READY: HashMap<u64, Listener, MAX_NAMESPACES, NO_PREALLOC> = HashMap::new();
 
@@ -79,6 +81,24 @@ pub(crate) static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::
 /// What the daemon should hear about at once.
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+
+/// Queries that nobody listens for yet.
+#[btf_map]
+pub(crate) static EARLY: RingBuf<EarlyQuery, EARLY_BYTES> = RingBuf::new();
+
+/// Until when some may be on their way (CLOCK_MONOTONIC, nanoseconds).
+#[btf_map]
+pub(crate) static EARLY_UNTIL: Array<u64, 1> = Array::new();
+
+/// Tells the daemon of something that it has not seen yet, met by process `pid` of the current task.
+#[inline(always)]
+pub(crate) fn announce(netns: u64, pid: u32, unseen: u32) {
+    // SAFETY: the helper takes nothing (4.18).
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    if EVENTS.output(Event { cgroup, netns, pid, unseen }, 0).is_err() {
+        count(Counter::EventLost);
+    }
+}
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

@@ -7,7 +7,8 @@ use aya_log_ebpf::debug;
 use dns_proxy_common::{Counter, DNS_PORT, Device, Event, Listener, Origin};
 
 use crate::{
-    maps::{self, DEVICES, EVENTS, EXEMPT, READY},
+    early,
+    maps::{self, DEVICES, EXEMPT, READY},
     pulse, scope,
     sock_addr::{self, Addr, Sockaddr},
     token,
@@ -67,7 +68,7 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     }
     asked.inspect_err(|reason| {
         if *reason == Counter::Undecided {
-            announce(ctx, Event::CGROUP);
+            maps::announce(sock_addr::netns(ctx), ctx.tgid(), Event::CGROUP);
         }
     })?;
     if sock_addr::protocol(ctx) == IPPROTO_UDPLITE {
@@ -80,13 +81,15 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
         addr: addr.octets(),
     };
     // SAFETY: the value is one aligned word, replaced as a whole.
-    let Some(listener) = (unsafe { READY.get(origin.netns) }) else {
-        announce(ctx, Event::NETNS);
-        return Err(Counter::NotReady);
+    let listener = if let Some(listener) = unsafe { READY.get(origin.netns) } {
+        listener
+    } else {
+        maps::announce(origin.netns, ctx.tgid(), Event::NETNS);
+        early::listener().ok_or(Counter::NotReady)?
     };
     let family = if addr.is_v4() { Listener::V4 } else { Listener::V6 };
     if listener.families & family == 0 {
-        announce(ctx, Event::FAMILY);
+        maps::announce(origin.netns, ctx.tgid(), Event::FAMILY);
         let none = !addr.is_v4() && listener.families & Listener::NO_V6 != 0;
         return Err(if none { Counter::NoIpv6 } else { Counter::NoFamily });
     }
@@ -138,17 +141,6 @@ fn dials_token<A: Sockaddr>(ctx: &SockAddrContext) -> bool {
     listener.is_some_and(|listener| listener.port_be == sock_addr::port_be(ctx))
 }
 
-/// Tells the daemon of something that it has not seen yet.
-#[inline(always)]
-fn announce(ctx: &SockAddrContext, unseen: u32) {
-    // SAFETY: the helper takes nothing (4.18).
-    let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    let event = Event { cgroup, netns: sock_addr::netns(ctx), pid: ctx.tgid(), unseen };
-    if EVENTS.output(event, 0).is_err() {
-        maps::count(Counter::EventLost);
-    }
-}
-
 /// What the caller gets. In a selected cgroup nothing that is not redirected may leave.
 #[inline(always)]
 fn verdict(outcome: Counter) -> i32 {
@@ -169,7 +161,9 @@ fn verdict(outcome: Counter) -> i32 {
         | Counter::GuardToken
         | Counter::UnknownToken
         | Counter::Stranger
-        | Counter::EventLost => PASS,
+        | Counter::EventLost
+        | Counter::Captured
+        | Counter::Delayed => PASS,
         Counter::NotReady
         | Counter::NoFamily
         | Counter::DeviceBound
@@ -177,6 +171,7 @@ fn verdict(outcome: Counter) -> i32 {
         | Counter::NoToken
         | Counter::Undecided
         | Counter::DaemonDead
-        | Counter::TokenDialled => REFUSE,
+        | Counter::TokenDialled
+        | Counter::NotCaptured => REFUSE,
     }
 }

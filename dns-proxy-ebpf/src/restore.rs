@@ -2,7 +2,7 @@
 //! address that it would have asked from.
 
 use aya_ebpf::programs::SockAddrContext;
-use dns_proxy_common::{Counter, DNS_PORT};
+use dns_proxy_common::{Counter, DNS_PORT, NEWBORN};
 
 use crate::{
     maps::{self, ORIGINS, READY, SOURCES},
@@ -18,7 +18,7 @@ pub(crate) fn restore<A: Sockaddr>(ctx: &SockAddrContext) {
     };
     let netns = sock_addr::netns(ctx);
     // SAFETY: the value is one aligned word, replaced as a whole.
-    let Some(listener) = (unsafe { READY.get(netns) }) else {
+    let Some(listener) = (unsafe { READY.get(netns).or_else(|| READY.get(NEWBORN)) }) else {
         return;
     };
     if sock_addr::port_be(ctx) != listener.port_be {

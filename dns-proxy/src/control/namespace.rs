@@ -67,13 +67,13 @@ pub struct DeviceChange {
 }
 
 impl Namespace {
-    /// Opens the listeners inside and adds the routes over `lo`.
+    /// Opens the listeners inside, on `port` if it is free, and adds the routes over `lo`.
     ///
     /// # Errors
     /// The namespace cannot be entered, or has no free port.
-    pub fn open(netns: Netns, bpf: &Bpf) -> io::Result<(Self, Sockets, Addresses)> {
+    pub fn open(netns: Netns, port: u16, bpf: &Bpf) -> io::Result<(Self, Sockets, Addresses)> {
         let (opened, addresses, netlink, monitor) = netns.enter(|| {
-            let opened = sockets::open_in_namespace(bpf)?;
+            let opened = sockets::open_in_namespace(port, bpf)?;
             io::Result::Ok((opened, Addresses::open()?, Netlink::open()?, Monitor::open()?))
         })??;
         let Opened { sockets, listener } = opened;

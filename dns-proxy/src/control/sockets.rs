@@ -2,7 +2,9 @@
 
 use std::{
     io,
+    iter::once,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     os::fd::AsFd as _,
 };
 
@@ -17,9 +19,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::bpf::{Bpf, Door};
 use crate::datapath::worker::Sockets;
 
-/// Ports tried inside a namespace, in this order. Above the usual ephemeral range (32768-60999), so
-/// that no connection of an application is in the way.
-const PORTS: std::ops::RangeInclusive<u16> = 61_053..=61_999;
+/// Ports tried inside a namespace. Above the usual ephemeral range (32768-60999), so that no
+/// connection of an application is in the way.
+const PORTS: RangeInclusive<u16> = FIRST_PORT..=61_999;
+/// The one that is tried first unless another is wanted.
+pub const FIRST_PORT: u16 = 61_053;
 /// Receive buffer of a UDP socket: room for a burst of 2,000 queries, at about 1,300 octets of
 /// kernel memory each.
 const UDP_RECEIVE_BUFFER: libc::c_int = 4 << 20;
@@ -35,8 +39,8 @@ pub struct Opened {
     pub listener: Listener,
 }
 
-/// Opens UDP and TCP listeners in the namespace that this thread is in, all on one port, for IPv4
-/// and, where the kernel has it, IPv6.
+/// Opens UDP and TCP listeners in the namespace that this thread is in, all on one port, `wanted` if
+/// it is free, for IPv4 and, where the kernel has it, IPv6.
 ///
 /// They are bound to the wildcard address, since a token can be any of a whole network; what keeps
 /// the neighbours out is a filter ([`Bpf::close`]). `SO_BINDTODEVICE` would not do: it breaks answers
@@ -44,8 +48,8 @@ pub struct Opened {
 ///
 /// # Errors
 /// No port is free, or the sockets cannot be made.
-pub fn open_in_namespace(bpf: &Bpf) -> io::Result<Opened> {
-    for port in PORTS {
+pub fn open_in_namespace(wanted: u16, bpf: &Bpf) -> io::Result<Opened> {
+    for port in once(wanted).chain(PORTS) {
         match open_on(port, bpf) {
             Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {}
             other => return other,

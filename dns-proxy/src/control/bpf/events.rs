@@ -1,51 +1,64 @@
 //! What the kernel programs tell: events for the control plane, and their log.
 
-use std::io;
+use std::{io, marker::PhantomData};
 
 use aya::{
-    Ebpf,
+    Ebpf, Pod,
     maps::{MapData, MapError, RingBuf},
 };
 use aya_log::EbpfLogger;
-use dns_proxy_common::Event;
+use dns_proxy_common::{EarlyQuery, Event};
 use tokio::{io::unix::AsyncFd, task::JoinHandle};
 use tracing::warn;
 
 use super::{BpfError, take};
 use crate::polled::Polled;
 
-/// The stream of events from the kernel.
-pub struct Events(AsyncFd<Polled<RingBuf<MapData>>>);
+/// What the kernel programs tell.
+pub struct Events {
+    /// Something that has not been seen yet.
+    pub unseen: Ring<Event>,
+    /// Queries that were captured, since nobody listens for them yet.
+    pub early: Ring<EarlyQuery>,
+}
+
+/// A stream of what one ring buffer carries.
+pub struct Ring<T> {
+    buffer: AsyncFd<Polled<RingBuf<MapData>>>,
+    carries: PhantomData<T>,
+}
 
 impl Events {
-    /// That of the object.
+    /// Those of the object.
     pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
-        let events: RingBuf<MapData> = take(ebpf, "EVENTS")?;
-        let events = Polled::register(events)
-            .map_err(|error| BpfError::Map { name: "EVENTS", source: MapError::IoError(error) })?;
-        Ok(Self(events))
+        Ok(Self { unseen: Ring::of(ebpf, "EVENTS")?, early: Ring::of(ebpf, "EARLY")? })
+    }
+}
+
+impl<T: Pod> Ring<T> {
+    fn of(ebpf: &mut Ebpf, name: &'static str) -> Result<Self, BpfError> {
+        let buffer: RingBuf<MapData> = take(ebpf, name)?;
+        let buffer = Polled::register(buffer)
+            .map_err(|error| BpfError::Map { name, source: MapError::IoError(error) })?;
+        Ok(Self { buffer, carries: PhantomData })
     }
 
-    /// Waits for the next events and takes all there are.
+    /// Waits for the next and takes all there are.
     ///
     /// # Errors
     /// The ring buffer failed for good.
-    pub async fn next(&mut self) -> io::Result<Vec<Event>> {
-        let mut ready = self.0.readable_mut().await?;
-        let mut events = Vec::new();
+    pub async fn next(&mut self) -> io::Result<Vec<T>> {
+        let mut ready = self.buffer.readable_mut().await?;
+        let mut all = Vec::new();
         while let Some(item) = ready.get_inner_mut().next() {
-            if let Ok(bytes) = <[u8; size_of::<Event>()]>::try_from(&*item) {
-                let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| bytes[at + i]));
-                events.push(Event {
-                    cgroup: word(0),
-                    netns: word(8),
-                    pid: word(16) as u32,
-                    unseen: (word(16) >> 32) as u32,
-                });
+            if item.len() == size_of::<T>() {
+                // SAFETY: there are as many octets as `T` has, and `Pod` takes any; nothing is said
+                // of how they are aligned, nor need be.
+                all.push(unsafe { item.as_ptr().cast::<T>().read_unaligned() });
             }
         }
         ready.clear_ready();
-        Ok(events)
+        Ok(all)
     }
 }
 

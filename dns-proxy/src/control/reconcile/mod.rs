@@ -1,5 +1,6 @@
 //! Makes what is in place match what the scope asks for, whenever something changes.
 
+mod early;
 mod serving;
 mod sweeping;
 
@@ -13,6 +14,7 @@ use std::{
 };
 
 use dns_proxy_common::{Counter, Event, Policy};
+use early::Early;
 use serving::{Served, changed};
 use thiserror::Error;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -23,6 +25,7 @@ use super::{
     cgroup::{self, CgroupId, CgroupTree, Scope, Survey},
     named,
     netns::{Netns, NetnsId},
+    sockets,
     tokens::Ledger,
     watch::Watcher,
 };
@@ -81,6 +84,9 @@ pub struct Control {
     /// Somebody is short of tokens: look for unused ones at every resync.
     scarce: bool,
     next_listener: u64,
+    /// Where listeners are, unless something else is there.
+    port: u16,
+    early: Vec<Early>,
     /// Namespaces whose routes by device are to be looked at, and when.
     unrouted: HashSet<NetnsId>,
     route_at: Instant,
@@ -115,6 +121,8 @@ impl Control {
             ledger: Ledger::new(rest),
             scarce: false,
             next_listener: 0,
+            port: sockets::FIRST_PORT,
+            early: Vec::new(),
             unrouted: HashSet::new(),
             route_at: Instant::now(),
         };
@@ -124,6 +132,7 @@ impl Control {
             return Err(ControlError::NotAttached);
         }
         control.break_stale(usize::MAX);
+        control.expect_early()?;
         Ok(control)
     }
 
@@ -167,11 +176,18 @@ impl Control {
                         all.into_iter().for_each(|id| self.follow(id));
                     }
                 }
-                events = self.events.next() => {
+                events = self.events.unseen.next() => {
                     let events = events.map_err(io_error("eBPF ring buffer"))?;
-                    if !self.meet(&events) {
+                    let look = self.meet(&events);
+                    self.answer_early();
+                    if !look {
                         continue;
                     }
+                }
+                queries = self.events.early.next() => {
+                    self.take_early(queries.map_err(io_error("eBPF ring buffer"))?);
+                    self.answer_early();
+                    continue;
                 }
                 changed = changed(&self.namespaces) => {
                     changed.into_iter().for_each(|id| self.follow(id));
@@ -186,6 +202,7 @@ impl Control {
             if let Err(error) = self.sync() {
                 warn!(%error, "not all is as the scope asks; trying again");
             }
+            self.answer_early();
         }
     }
 

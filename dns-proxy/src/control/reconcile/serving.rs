@@ -35,8 +35,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// One namespace in service.
 pub(super) struct Served {
     pub(super) namespace: Namespace,
-    listener: ListenerId,
-    worker: usize,
+    pub(super) listener: ListenerId,
+    pub(super) worker: usize,
     /// A process that is in it with a thread, or that is not of the scope but whose namespace is
     /// used from there.
     held_by: Option<u32>,
@@ -142,7 +142,7 @@ impl Control {
         held_by: Option<u32>,
     ) -> Result<Served, ControlError> {
         let (namespace, sockets, addresses) =
-            Namespace::open(netns, &self.bpf).map_err(io_error("listeners"))?;
+            Namespace::open(netns, self.port, &self.bpf).map_err(io_error("listeners"))?;
         // With `/` as the scope our own answers are looked at too.
         let exempt = self.bpf.exempt();
         let exempted = sockets.descriptors().try_for_each(|socket| exempt.exempt(socket));

@@ -1,0 +1,138 @@
+//! Captures what is sent to a namespace's listener before it is there.
+//!
+//! The first query of a namespace that nobody announced makes the daemon set up a listener, which
+//! takes a fraction of a millisecond. Meanwhile `redirect` gives out tokens all the same: with
+//! nobody behind them they lead nowhere but to `egress`, which hands queries to the daemon and says
+//! that they were sent. The listener's first act is to answer them. A TCP client comes again by
+//! itself.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_bytes},
+    programs::SkBuffContext,
+};
+use dns_proxy_common::{Counter, EarlyQuery, Listener, MAX_EARLY_QUERY, NEWBORN, Token};
+
+use crate::maps::{EARLY, EARLY_UNTIL, ORIGINS, READY};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Octets of a UDP header (RFC 768).
+const UDP_HEADER: u32 = 8;
+
+/// How long after a token was given out early its packets are looked for, in nanoseconds: much longer
+/// than a listener takes. Later packets find it, or nobody.
+const EXPECTED: u64 = 5_000_000_000;
+
+/// The listener to come of a namespace that has none yet, if queries for it are kept.
+#[inline(always)]
+pub(crate) fn listener() -> Option<&'static Listener> {
+    // SAFETY: the value is one aligned word, replaced as a whole.
+    let listener = unsafe { READY.get(NEWBORN) }?;
+    // SAFETY: the helper takes nothing (4.1).
+    let until = unsafe { bpf_ktime_get_ns() } + EXPECTED;
+    // It does not fail: the array has this slot.
+    let _: Result<(), i32> = EARLY_UNTIL.set(0, until, 0);
+    Some(listener)
+}
+
+/// Whether early packets may be on their way. Nearly always there are none, and loopback is for
+/// everybody.
+#[inline(always)]
+pub(crate) fn are_expected() -> bool {
+    // SAFETY: the helper takes nothing (5.11).
+    EARLY_UNTIL.get(0).is_some_and(|&until| until > unsafe { bpf_ktime_get_coarse_ns() })
+}
+
+/// A packet on its way to a token.
+pub(crate) struct ToToken {
+    token: Token,
+    /// Source, IPv4 in its mapped form.
+    client: [u8; 16],
+    protocol: u8,
+    /// Where its transport header starts.
+    at: u32,
+    is_v6: bool,
+}
+
+impl ToToken {
+    /// `None` for a packet to anywhere else.
+    #[inline(always)]
+    pub(crate) fn read(ctx: &SkBuffContext) -> Option<Self> {
+        let head = ctx.load::<[u8; 20]>(0).ok()?;
+        match head[0] >> 4 {
+            4 => {
+                let token = Token::from_v4([head[16], head[17], head[18], head[19]])?;
+                let mut client = [0; 16];
+                (client[10], client[11]) = (0xff, 0xff);
+                client[12..].copy_from_slice(&head[12..16]);
+                let at = u32::from(head[0] & 0xf) * 4;
+                Some(Self { token, client, protocol: head[9], at, is_v6: false })
+            }
+            6 => {
+                let token = Token::from_v6(ctx.load::<[u8; 16]>(24).ok()?)?;
+                let client = ctx.load::<[u8; 16]>(8).ok()?;
+                Some(Self { token, client, protocol: head[6], at: 40, is_v6: true })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it is an IPv6 packet. One to a token that came before the route is on its way out by
+    /// the default route.
+    #[inline(always)]
+    pub(crate) fn is_v6(&self) -> bool {
+        self.is_v6
+    }
+
+    /// Takes it off its way if its namespace has no listener yet; `None` lets it go on.
+    #[inline(always)]
+    pub(crate) fn capture(&self, ctx: &SkBuffContext) -> Option<Counter> {
+        let netns = ORIGINS.get(self.token.0)?.netns;
+        // SAFETY: the value is only looked at for presence. A free token's namespace is `NEWBORN`,
+        // which is there if anything is to be captured.
+        if unsafe { READY.get(netns) }.is_some() {
+            return None;
+        }
+        // SAFETY: the value is one aligned word, replaced as a whole.
+        let listener = unsafe { READY.get(NEWBORN) }?;
+        let [source, destination] = ctx.load::<[u16; 2]>(self.at as usize).ok()?;
+        if destination != listener.port_be {
+            return None;
+        }
+        match self.protocol {
+            TCP => Some(Counter::Delayed),
+            UDP => Some(self.keep(ctx, source)),
+            _ => None,
+        }
+    }
+
+    /// Hands the query to the daemon.
+    #[inline(always)]
+    fn keep(&self, ctx: &SkBuffContext, port_be: u16) -> Counter {
+        let Some(mut entry) = EARLY.reserve(0) else {
+            return Counter::NotCaptured;
+        };
+        let query: *mut EarlyQuery = entry.as_mut_ptr();
+        let at = self.at + UDP_HEADER;
+        let len = ctx.len().wrapping_sub(at);
+        // Between 1 and the most, as the verifier can see; another length than that of the datagram
+        // if that is not.
+        let kept = (len.wrapping_sub(1) & (MAX_EARLY_QUERY as u32 - 1)) + 1;
+        // SAFETY: `entry` is valid for writes; the helper (5.0) writes `kept` octets, which `message`
+        // has room for.
+        let copied = unsafe {
+            (&raw mut (*query).token).write(self.token);
+            (&raw mut (*query).port_be).write(port_be);
+            (&raw mut (*query).len).write(kept as u16);
+            (&raw mut (*query).client).write(self.client);
+            bpf_skb_load_bytes(ctx.skb.skb.cast(), at, (&raw mut (*query).message).cast(), kept)
+        };
+        if copied == 0 && kept == len {
+            entry.submit(0);
+            Counter::Captured
+        } else {
+            entry.discard(0);
+            Counter::NotCaptured
+        }
+    }
+}
