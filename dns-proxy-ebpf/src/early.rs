@@ -6,13 +6,22 @@
 //! that they were sent. The listener's first act is to answer them. A TCP client comes again by
 //! itself.
 
-use aya_ebpf::{
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_bytes},
-    programs::SkBuffContext,
-};
-use dns_proxy_common::{Counter, EarlyQuery, Listener, MAX_EARLY_QUERY, NEWBORN, Token};
+use core::ptr;
 
-use crate::maps::{EARLY, EARLY_UNTIL, ORIGINS, READY};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sockopt,
+    helpers::generated::{
+        bpf_get_netns_cookie, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_bytes,
+    },
+    programs::{SkBuffContext, SockoptContext},
+};
+use dns_proxy_common::{Counter, EarlyQuery, Event, Listener, MAX_EARLY_QUERY, NEWBORN, Token};
+
+use crate::{
+    maps::{self, EARLY, EARLY_UNTIL, ORIGINS, READY},
+    scope,
+};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -134,5 +143,69 @@ impl ToToken {
             entry.discard(0);
             Counter::NotCaptured
         }
+    }
+}
+
+/// Keeps `IP_RECVERR` from a resolver whose namespace has no listener yet: with it, glibc would be
+/// told of the captured query that it was not sent (ENOBUFS), and give up. It is there to learn of a
+/// nameserver that is not there, and ours is.
+///
+/// The option is ignored, not refused. All others pass untouched.
+#[inline(always)]
+pub(crate) fn setsockopt(ctx: &SockoptContext) -> i32 {
+    const PASS: i32 = 1;
+    /// `SOL_IP`, `IP_RECVERR`.
+    const V4: (i32, i32) = (0, 11);
+    /// `SOL_IPV6`, `IPV6_RECVERR`.
+    const V6: (i32, i32) = (41, 25);
+    /// The most that a program is shown (a page). With more it must say that it changed nothing.
+    const SHOWN: i32 = 4096;
+    /// The kernel takes what the caller gave, not what the program was shown.
+    const UNTOUCHED: i32 = 0;
+    /// The kernel does nothing, and the caller is told that it did.
+    const IGNORED: i32 = -1;
+
+    let sockopt = ctx.sockopt;
+    // SAFETY: the context is valid while the program runs; its fields may be read.
+    let asked = unsafe { (read(&raw const (*sockopt).level), read(&raw const (*sockopt).optname)) };
+    let is_recverr = matches!(asked, V4 | V6);
+    if !is_recverr {
+        // SAFETY: as above; `optlen` may be written.
+        unsafe {
+            if read(&raw const (*sockopt).optlen) > SHOWN {
+                (&raw mut (*sockopt).optlen).write_volatile(UNTOUCHED);
+            }
+        }
+        return PASS;
+    }
+    if scope::of_task().is_err() || protocol(sockopt) != u32::from(UDP) {
+        return PASS;
+    }
+    // SAFETY: the helper takes the hook's own context (5.15).
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: the values are only looked at for presence.
+    if unsafe { READY.get(netns).is_some() || READY.get(NEWBORN).is_none() } {
+        return PASS;
+    }
+    // Most probably a query follows: the sooner somebody listens, the better.
+    maps::announce(netns, ctx.tgid(), Event::NETNS);
+    // SAFETY: as above.
+    unsafe { (&raw mut (*sockopt).optlen).write_volatile(IGNORED) };
+    PASS
+}
+
+/// Reads a field of the context, which the verifier wants at its own offset.
+#[inline(always)]
+unsafe fn read<T>(field: *const T) -> T {
+    // SAFETY: as the caller says.
+    unsafe { ptr::read_volatile(field) }
+}
+
+#[inline(always)]
+fn protocol(sockopt: *mut bpf_sockopt) -> u32 {
+    // SAFETY: the context is valid while the program runs, and so is the socket it names.
+    unsafe {
+        let sk = (*sockopt).__bindgen_anon_1.sk;
+        (&raw const (*sk).protocol).read_volatile()
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! The `connect` and `sendmsg` programs send port-53 traffic of the selected cgroups to a token
 //! address on loopback; `recvmsg` and `getpeername` show the nameserver again instead of the token,
-//! and `getsockname` an address of the host's instead of loopback; `egress` is the net under them;
-//! `datagram` and `segment` keep a listener's door. Everything else passes untouched. Hooks:
-//! `cgroup_skb` 4.10, `cgroup/connect` 4.17, `cgroup/sendmsg` 4.18, `cgroup/recvmsg` 5.2,
-//! `cgroup/getpeername` and `cgroup/getsockname` 5.8.
+//! and `getsockname` an address of the host's instead of loopback; `egress` is the net under them,
+//! which `setsockopt` helps with the first query of a namespace; `datagram` and `segment` keep a
+//! listener's door. Everything else passes untouched. Hooks: `cgroup_skb` 4.10, `cgroup/connect`
+//! 4.17, `cgroup/sendmsg` 4.18, `cgroup/recvmsg` 5.2, `cgroup/setsockopt` 5.3, `cgroup/getpeername`
+//! and `cgroup/getsockname` 5.8.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![allow(
@@ -31,8 +32,8 @@ mod sock_addr;
 mod token;
 
 use aya_ebpf::{
-    macros::{cgroup_skb, cgroup_sock_addr, socket_filter},
-    programs::{SkBuffContext, SockAddrContext},
+    macros::{cgroup_skb, cgroup_sock_addr, cgroup_sockopt, socket_filter},
+    programs::{SkBuffContext, SockAddrContext, SockoptContext},
 };
 use dns_proxy_common::Counter;
 use maps::{LIVE_CONNECT4, LIVE_CONNECT6, LIVE_SENDMSG4, LIVE_SENDMSG6};
@@ -144,6 +145,12 @@ fn datagram(ctx: SkBuffContext) -> i64 {
 #[socket_filter]
 fn segment(ctx: SkBuffContext) -> i64 {
     door::segment(&ctx)
+}
+
+/// Every socket option that is set.
+#[cgroup_sockopt(setsockopt)]
+fn setsockopt(ctx: SockoptContext) -> i32 {
+    early::setsockopt(&ctx)
 }
 
 /// Lets the programs call GPL-only helpers; the kernel knows this spelling.

@@ -11,12 +11,13 @@ use aya::{
     maps::{MapData, ProgramArray},
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Program, ProgramError,
-        cgroup_skb::CgroupSkbLink, cgroup_sock_addr::CgroupSockAddrLink, links::FdLink,
+        cgroup_skb::CgroupSkbLink, cgroup_sock_addr::CgroupSockAddrLink,
+        cgroup_sockopt::CgroupSockoptLink, links::FdLink,
     },
     sys::SyscallError,
 };
 use nix::libc;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     super::cgroup::{self, CgroupId},
@@ -57,6 +58,8 @@ const CLOSED: [Closed; 4] = [
 
 /// The leak guard's program.
 const GUARD: &str = "egress";
+/// The program that lets glibc's early queries be captured.
+const OPTIONS: &str = "setsockopt";
 
 /// The programs attached to one cgroup, until this is dropped or, where they are pinned, detached.
 #[derive(Debug)]
@@ -64,6 +67,8 @@ pub struct Attachment {
     cgroup: CgroupId,
     // Dropped first, and so detached first: the guard must not meet what is no longer redirected.
     _guard: Option<CgroupSkbLink>,
+    // Never pinned: without the daemon nothing is captured.
+    _options: Option<CgroupSockoptLink>,
     _links: Vec<CgroupSockAddrLink>,
     pinned: Option<PathBuf>,
 }
@@ -118,8 +123,12 @@ impl Bpf {
                 .map_err(refused)?;
             guard = Some(program.take_link(id).map_err(refused)?);
         }
+        let options = self.attach_options(dir, &file)?;
         match &self.pins {
-            None => Ok(Attachment { cgroup, _guard: guard, _links: links, pinned: None }),
+            None => {
+                let (_guard, _options, _links) = (guard, options, links);
+                Ok(Attachment { cgroup, _guard, _options, _links, pinned: None })
+            }
             Some(pins) => {
                 let dir = pins.attachment(cgroup)?;
                 let pinned = pin(&dir, guard, links);
@@ -127,9 +136,36 @@ impl Bpf {
                     detach(&dir);
                 }
                 pinned?;
-                Ok(Attachment { cgroup, _guard: None, _links: Vec::new(), pinned: Some(dir) })
+                let (_guard, _options, _links) = (None, options, Vec::new());
+                Ok(Attachment { cgroup, _guard, _options, _links, pinned: Some(dir) })
             }
         }
+    }
+}
+
+impl Bpf {
+    /// Attaches the program that looks at socket options, if there is a guard to help and the kernel
+    /// takes it, as 6.1 and newer do; glibc can do without.
+    fn attach_options(
+        &mut self,
+        dir: &Path,
+        cgroup: &File,
+    ) -> Result<Option<CgroupSockoptLink>, BpfError> {
+        let Some(Program::CgroupSockopt(program)) = self.programs.program_mut(OPTIONS) else {
+            return Err(BpfError::Missing(OPTIONS));
+        };
+        if self.guard.is_none() {
+            return Ok(None);
+        }
+        if program.fd().is_err()
+            && let Err(error) = program.load()
+        {
+            debug!(%error, "glibc's first query in a new network namespace will be refused");
+            return Ok(None);
+        }
+        let refused = |source| attach_error(dir, OPTIONS, source);
+        let id = program.attach(cgroup, CgroupAttachMode::Single).map_err(refused)?;
+        program.take_link(id).map(Some).map_err(refused)
     }
 }
 
