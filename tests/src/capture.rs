@@ -15,6 +15,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Room in the kernel for about a hundred thousand small packets between two looks.
 const BUFFER_BYTES: usize = 128 << 20;
+/// Stands for every interface, and is none's name.
+const EVERYWHERE: &str = "";
 /// The longest packet there is, and its Ethernet header.
 const FRAME_BYTES: usize = 65_536 + 64;
 
@@ -30,6 +32,11 @@ impl Capture {
     /// Starts to capture on the interface; what passes after this returns is not missed.
     pub fn on(netns: &Netns, interface: &str) -> Result<Self> {
         Self::with_buffer(netns, interface, BUFFER_BYTES)
+    }
+
+    /// Starts to capture on every interface of the namespace, also those that are still to come.
+    pub fn everywhere(netns: &Netns) -> Result<Self> {
+        Self::with_buffer(netns, EVERYWHERE, BUFFER_BYTES)
     }
 
     /// The same with another amount of room in the kernel.
@@ -67,7 +74,10 @@ impl Capture {
 }
 
 fn open(interface: &str, buffer: usize) -> Result<OwnedFd> {
-    let index = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
+    let index = match interface {
+        EVERYWHERE => 0,
+        name => if_nametoindex(name).with_context(|| format!("no interface {name}"))?,
+    };
     // Protocol 0: nothing arrives before the socket is bound to its interface.
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, RcvBufForce, &buffer).context("SO_RCVBUFFORCE")?;

@@ -64,6 +64,18 @@ impl Container {
         enter(&self.cgroup, &self.mounts, &self.netns, program)
     }
 
+    /// The same in another cgroup, as a second container of a pod has.
+    pub fn command_in(&self, cgroup: &Cgroup, program: impl AsRef<OsStr>) -> Result<Command> {
+        enter(cgroup, &self.mounts, &self.netns, program)
+    }
+
+    /// The same in no cgroup of ours.
+    pub fn command_outside(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.netns.command(program);
+        self.mounts.enter(&mut command);
+        command
+    }
+
     /// Runs a program inside and gives what it printed; an error carries what it said.
     pub fn run(&self, program: impl AsRef<OsStr>, args: &[&str]) -> Result<String> {
         output(self.command(program)?.args(args))

@@ -47,6 +47,7 @@ pub mod runtime;
 pub mod runtimes;
 pub mod sockopt;
 pub mod stage;
+pub mod storm;
 pub mod unbound;
 pub mod wait;
 pub mod wire;

@@ -110,11 +110,25 @@ impl World {
     pub fn newborn(&self, name: &str) -> Result<Newborn<'_>> {
         let netns = Netns::bare()?;
         self.name_netns(&netns, name)?;
+        let container = self.unstarted(name, netns, RESOLV_CONF)?;
+        Ok(Newborn { world: self, name: name.to_owned(), container })
+    }
+
+    /// The same as runtimes do that give namespaces no name: nobody knows of this one yet.
+    pub fn unannounced(&self, name: &str) -> Result<Container> {
+        self.unannounced_with(name, RESOLV_CONF)
+    }
+
+    /// The same with that `/etc/resolv.conf`.
+    pub fn unannounced_with(&self, name: &str, resolv_conf: &str) -> Result<Container> {
+        self.unstarted(name, Netns::bare()?, resolv_conf)
+    }
+
+    fn unstarted(&self, name: &str, netns: Netns, resolv_conf: &str) -> Result<Container> {
         let addresses = self.plug(&netns)?;
         netns.ip(&["link", "set", "lo", "up"])?;
         let cgroup = self.cgroup.child(name)?;
-        let container = Container::empty(cgroup, Mounts::new(RESOLV_CONF)?, netns, addresses);
-        Ok(Newborn { world: self, name: name.to_owned(), container })
+        Ok(Container::empty(cgroup, Mounts::new(resolv_conf)?, netns, addresses))
     }
 
     /// Starts a container that shares the host's network, like a pod with `hostNetwork`.

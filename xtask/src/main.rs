@@ -34,7 +34,7 @@ enum Chore {
         /// Run the slow tests too, those marked #[ignore]
         #[arg(long)]
         full: bool,
-        /// Then let 500 fresh containers for each kind of client look a name up as their first act
+        /// Then let 500 newcomers of each kind look a name up as their first act
         #[arg(long)]
         storm: bool,
         /// Given to `cargo test`, such as the name of a test, or `-- --nocapture`

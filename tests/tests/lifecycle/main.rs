@@ -4,6 +4,7 @@
 mod closed;
 mod daemon;
 mod exec;
+mod first_query;
 mod hang;
 mod isolation;
 mod namespaces;
