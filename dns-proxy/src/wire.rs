@@ -110,6 +110,13 @@ pub fn counts(message: &[u8]) -> Option<[u16; 4]> {
     Some([u16_at(message, 4)?, u16_at(message, 6)?, u16_at(message, 8)?, u16_at(message, 10)?])
 }
 
+/// The first whole message of a stream, without its length, and what follows it (RFC 1035 section
+/// 4.2.2).
+pub fn split_frame(stream: &[u8]) -> Option<(&[u8], &[u8])> {
+    let len = usize::from(u16_at(stream, 0)?);
+    stream[2..].split_at_checked(len)
+}
+
 /// Where the name that starts at `at` ends. A compression pointer ends it; it is not followed.
 pub fn skip_name(message: &[u8], at: usize) -> Option<usize> {
     let mut pos = at;

@@ -122,6 +122,8 @@ fn stream(addr: SocketAddr, shared: bool, filter: Option<&Bpf>) -> io::Result<So
     if let Some(bpf) = filter {
         close_to_strangers(&socket, bpf, Door::Segment)?;
     }
+    // Connections inherit it: answers are written whole, and waiting for more would only delay them.
+    socket.set_tcp_nodelay(true)?;
     socket.listen(TCP_BACKLOG)?;
     Ok(socket)
 }

@@ -18,6 +18,7 @@ pub mod original;
 pub mod query;
 pub mod response;
 pub mod stats;
+pub mod stream;
 pub mod tcp;
 mod transfer;
 pub mod udp;

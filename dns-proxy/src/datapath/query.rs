@@ -348,7 +348,7 @@ mod tests {
         let edns = Query::parse(&sent).expect("well formed").edns.expect("has OPT");
         let codes: Vec<u16> =
             options(&sent[edns.options]).flatten().map(|(code, _)| code).collect();
-        assert_eq!(codes, [0xfde9, option_code::PADDING]);
+        assert_eq!(codes, [0xfde9, option_code::TCP_KEEPALIVE, option_code::PADDING]);
     }
 
     #[test]

@@ -299,6 +299,7 @@ impl Connection {
     /// Asks something of our own, whose answer is a sign of life.
     pub(super) fn probe(&self, now: Instant, patience: Duration) {
         let (query, answer) = Outstanding::new(PROBE.to_vec(), now, now + patience);
+        query.hedged.set(true); // another server's answer would say nothing of this one
         if let Ok(id) = self.submit(&query, now) {
             *self.probe.borrow_mut() = Some((id, answer));
         }
@@ -384,7 +385,7 @@ impl Connection {
         let mut quickest = None;
         let mut alive = false;
         let mut rest = buffer;
-        while let Some((message, tail)) = split_frame(rest) {
+        while let Some((message, tail)) = wire::split_frame(rest) {
             match self.deliver(message, now, &mut quickest) {
                 Delivery::Taken => alive = true,
                 Delivery::Unwanted => {}
@@ -440,10 +441,4 @@ impl Connection {
     pub(super) fn closed(&self) -> ConnectionError {
         ConnectionError::Closed { upstream: self.server.addr().clone() }
     }
-}
-
-/// The first complete message and what follows it (RFC 1035 section 4.2.2).
-fn split_frame(buffer: &[u8]) -> Option<(&[u8], &[u8])> {
-    let len = usize::from(wire::u16_at(buffer, 0)?);
-    buffer[2..].split_at_checked(len)
 }

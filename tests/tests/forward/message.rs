@@ -59,9 +59,11 @@ impl Case {
             None => (0, Vec::new()),
             Some((_, flags, passing, _)) => (*flags, passing.clone()),
         };
-        let unpadded = 12 + question.len() + 11 + passing.len() + 4;
+        let keepalive = option(KEEPALIVE, &[]);
+        let unpadded = 12 + question.len() + 11 + passing.len() + keepalive.len() + 4;
         let padding = vec![0; unpadded.next_multiple_of(128) - unpadded];
-        let opt = opt(1232, [0, 0], flags, &[passing, option(PADDING, &padding)].concat());
+        let options = [passing, keepalive, option(PADDING, &padding)].concat();
+        let opt = opt(1232, [0, 0], flags, &options);
         message(ID, self.flags, &[&question], &[&opt])
     }
 

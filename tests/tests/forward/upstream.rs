@@ -116,7 +116,9 @@ fn a_connection_that_ended_while_idle_is_replaced_unnoticed() -> Result<()> {
         client.resolve("a.example.test")?;
         setting.upstream.disconnect(close);
         client.resolve("b.example.test").with_context(|| format!("{close:?}"))?;
-        ensure!(eventually(LIMIT, || setting.upstream.journal().accepted == 2), "{close:?}");
+        // The new one, and perhaps a spare, in case this server does so all the time.
+        let again = || (2..=3).contains(&setting.upstream.journal().accepted);
+        ensure!(eventually(LIMIT, again), "{close:?}");
         let journal = setting.upstream.journal();
         ensure!(journal.queries_for("b.example.test").len() <= 2, "{close:?}");
     }
@@ -315,7 +317,8 @@ fn check_second_answers(first: impl Fn(&DotServer) -> Result<()>) -> Result<()> 
     first(&one)?;
     let _daemon = place.daemon(&[NAMED_UPSTREAM, NAMED_SECOND], &[])?;
     place.udp()?.resolve("www.example.test")?;
-    ensure!(two.journal().queries.len() == 1);
+    let asked = two.journal().queries.iter().map(|q| q.name.clone()).collect::<Vec<_>>();
+    ensure!(asked == ["www.example.test"], "{asked:?}");
     Ok(())
 }
 

@@ -1,0 +1,144 @@
+//! One TCP connection of a client: queries in, answers out, in one task.
+
+use std::{cell::Cell, io, pin::pin, rc::Rc, time::Duration};
+
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, tcp::WriteHalf},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    handler::{Handler, InFlight, Reply},
+    original::Asker,
+    response::Room,
+};
+use crate::wire::split_frame;
+
+/// Queries in flight on one connection; then it is not read until one is answered.
+const MAX_PIPELINED: usize = 128;
+/// How long a client may think before its next query, or be slow in sending one or in taking an
+/// answer (RFC 7766 section 6.2.3).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Octets read at once.
+const READ_BUFFER: usize = 4 * 1024;
+
+/// A client's connection and all that it is answered with.
+pub struct Conversation {
+    asker: Asker,
+    handler: Rc<Handler>,
+    in_flight: InFlight,
+    /// Since when it has had no query in flight; `None` if it has one.
+    idle_since: Rc<Cell<Option<Instant>>>,
+}
+
+impl Conversation {
+    /// One in which nothing was asked yet.
+    pub fn new(asker: Asker, handler: Rc<Handler>, in_flight: InFlight) -> Self {
+        Self { asker, handler, in_flight, idle_since: Rc::new(Cell::new(Some(Instant::now()))) }
+    }
+
+    /// Since when it has had no query in flight; `None` if it has one.
+    pub fn idle_since(&self) -> Rc<Cell<Option<Instant>>> {
+        Rc::clone(&self.idle_since)
+    }
+
+    /// Answers until the client has sent its last query and has every answer, or is idle.
+    ///
+    /// # Errors
+    /// The connection is lost, or the client takes too long for a message or an answer.
+    pub async fn hold(self, mut stream: TcpStream) -> io::Result<()> {
+        let (mut reader, mut writer) = stream.split();
+        let (mut inbox, mut out) = (Vec::with_capacity(READ_BUFFER), Vec::new());
+        let mut queries = FuturesUnordered::new();
+        let mut more = true;
+        let mut idle = pin!(sleep(IDLE_TIMEOUT));
+        while more || !queries.is_empty() {
+            let may_read = more && queries.len() < MAX_PIPELINED;
+            let reply = tokio::select! {
+                read = reader.read_buf(&mut inbox), if may_read => {
+                    more = read? > 0;
+                    None
+                }
+                Some(reply) = queries.next() => reply,
+                // It has begun a message and must go on, or it has nothing to wait for.
+                () = &mut idle, if queries.is_empty() || !inbox.is_empty() => {
+                    let slow = !inbox.is_empty();
+                    return if slow { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) };
+                }
+            };
+            let mut rest = &inbox[..];
+            while queries.len() < MAX_PIPELINED
+                && let Some((message, tail)) = split_frame(rest)
+            {
+                queries.extend(self.take(message, &mut out));
+                rest = tail;
+            }
+            let taken = inbox.len() - rest.len();
+            if taken > 0 || reply.is_some() {
+                inbox.drain(..taken);
+                idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+            }
+            // Queries that have just come are sent on, and answers that are there leave together.
+            let mut next = Some(reply);
+            while let Some(reply) = next {
+                if let Some(reply) = reply {
+                    queue(&mut writer, &mut out, reply).await?;
+                }
+                next = queries.next().now_or_never().flatten();
+            }
+            write(&mut writer, &mut out).await?;
+            self.idle_since.set(queries.is_empty().then(Instant::now));
+        }
+        Ok(())
+    }
+
+    /// What answers a message; nothing if there is no place left for it, which it is told.
+    fn take(
+        &self,
+        message: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Option<impl Future<Output = Option<Reply>> + use<>> {
+        let Some(place) = self.in_flight.enter() else {
+            if let Some(answer) = self.handler.refuse(message) {
+                frame(out, &answer);
+            }
+            return None;
+        };
+        let (handler, asker, message) =
+            (Rc::clone(&self.handler), self.asker.clone(), message.to_vec());
+        Some(async move {
+            let _place = place;
+            handler.handle(&message, Room::Stream, &asker).await
+        })
+    }
+}
+
+/// Queues a reply; of a zone transfer, all but the last message is written as it comes.
+async fn queue(writer: &mut WriteHalf<'_>, out: &mut Vec<u8>, reply: Reply) -> io::Result<()> {
+    frame(out, &reply.message);
+    let Some(mut rest) = reply.rest else {
+        return Ok(());
+    };
+    while let Some(message) = rest.next().await {
+        write(writer, out).await?;
+        frame(out, &message);
+    }
+    Ok(())
+}
+
+/// Appends a message behind its two-octet length (RFC 1035 section 4.2.2).
+fn frame(out: &mut Vec<u8>, message: &[u8]) {
+    out.extend_from_slice(&(message.len() as u16).to_be_bytes());
+    out.extend_from_slice(message);
+}
+
+/// Writes what there is, in one piece.
+async fn write(writer: &mut WriteHalf<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+    if !out.is_empty() {
+        timeout(IDLE_TIMEOUT, writer.write_all(out)).await??;
+        out.clear();
+    }
+    Ok(())
+}
