@@ -217,7 +217,7 @@ mod tests {
         ) -> usize {
             size_of::<F>()
         }
-        let size = size(|handler, message, room, asker| handler.handle(message, room, asker));
+        let size = size(Handler::handle);
         assert!(size <= 640, "{size}");
     }
 }

@@ -288,6 +288,7 @@ impl Connection {
             }
         };
         query.owed_by.update(|connections| connections.saturating_add(1));
+        query.asked.set(self.server.index);
         query.sent.set(now);
         outbox.extend_from_slice(&len.to_be_bytes());
         outbox.extend_from_slice(&id.to_be_bytes());
@@ -421,8 +422,8 @@ impl Connection {
             self.idle_timeout.set(idle.min(MAX_IDLE_TIMEOUT)); // RFC 7828 section 3.2.2
         }
         let took = now.saturating_duration_since(query.sent.get());
-        // Which of two times it was asked is answered cannot be told (Karn's algorithm).
-        if !query.hedged.get() {
+        // Another server was asked since if it is not this one's time that runs.
+        if query.asked.get() == self.server.index {
             *quickest = Some(quickest.map_or(took, |quickest| quickest.min(took)));
         }
         if self.probe.borrow_mut().take_if(|(probe, _)| *probe == id).is_none() {

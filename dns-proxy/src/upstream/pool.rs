@@ -26,6 +26,8 @@ const SUSPICIOUS: u8 = 2;
 const CONVICTED: u8 = 4;
 /// Connections to one server that serve a single suspicious query.
 const MAX_ALONE: usize = 4;
+/// A server that is left for its slowness is probed once for so many queries.
+const QUERIES_PER_PROBE: u32 = 64;
 /// Of so many queries one may be asked of a second server because it is slow ...
 const QUERIES_PER_HEDGE: u32 = 10;
 /// ... and so many at once.
@@ -43,6 +45,8 @@ pub(super) struct Inner {
     waiting: RefCell<Vec<Rc<Outstanding>>>,
     ticking: Cell<bool>,
     placing: Cell<bool>,
+    /// Counts queries.
+    asked: Cell<u32>,
     /// How many queries may be hedged, in parts of [`QUERIES_PER_HEDGE`].
     hedges: Cell<u32>,
 }
@@ -50,7 +54,8 @@ pub(super) struct Inner {
 impl Pool {
     /// A pool without connections; the first query opens one.
     pub fn new(settings: Settings) -> Self {
-        let servers = settings.upstreams.iter().cloned().map(Server::new).map(Rc::new).collect();
+        let upstreams = settings.upstreams.iter().cloned().enumerate();
+        let servers = upstreams.map(|(index, addr)| Rc::new(Server::new(index, addr))).collect();
         Self {
             inner: Rc::new(Inner {
                 settings,
@@ -58,6 +63,7 @@ impl Pool {
                 waiting: RefCell::default(),
                 ticking: Cell::new(false),
                 placing: Cell::new(false),
+                asked: Cell::new(0),
                 hedges: Cell::new(MAX_HEDGES * QUERIES_PER_HEDGE),
             }),
         }
@@ -73,15 +79,16 @@ impl Pool {
         let deadline = now + inner.settings.timeout;
         let (query, answer) = Outstanding::new(message, now, deadline);
         inner.hedges.update(|parts| (parts + 1).min(MAX_HEDGES * QUERIES_PER_HEDGE));
-        inner.place(&query, now);
+        let index = inner.place(&query, now);
+        inner.look_back(index, now);
         inner.keep_time();
         answer.await
     }
 }
 
 impl Inner {
-    /// Gives a query to a server, or keeps it until one may be dialled.
-    fn place(self: &Rc<Self>, query: &Rc<Outstanding>, now: Instant) {
+    /// Gives a query to a server, or keeps it until one may be dialled; which server.
+    fn place(self: &Rc<Self>, query: &Rc<Outstanding>, now: Instant) -> usize {
         let index = self.choose(None).unwrap_or(0);
         let connection = if query.suspicion.get() < SUSPICIOUS {
             self.connection(index, now)
@@ -89,12 +96,25 @@ impl Inner {
             self.connection_alone(index, now)
         };
         match connection {
-            Some(connection) => self.submit(index, &connection, query, now),
+            Some(connection) => self.submit(&connection, query, now),
             None if self.waiting.borrow().len() < MAX_WAITING => {
                 self.waiting.borrow_mut().push(Rc::clone(query));
                 self.place_later(index, now);
             }
             None => query.settle(Err(self.late(index))),
+        }
+        index
+    }
+
+    /// Looks now and then whether servers more preferred than the chosen one are still slower.
+    fn look_back(self: &Rc<Self>, chosen: usize, now: Instant) {
+        self.asked.update(|asked| asked.wrapping_add(1));
+        if self.asked.get().is_multiple_of(QUERIES_PER_PROBE) {
+            for index in (0..chosen).filter(|index| self.servers[*index].is_trusted()) {
+                if let Some(connection) = self.connection(index, now) {
+                    connection.probe(now, self.settings.timeout);
+                }
+            }
         }
     }
 
@@ -124,23 +144,23 @@ impl Inner {
         }
     }
 
-    fn submit(&self, index: usize, connection: &Connection, query: &Rc<Outstanding>, now: Instant) {
-        query.asked.set(index);
+    fn submit(&self, connection: &Connection, query: &Rc<Outstanding>, now: Instant) {
         // A limit of our own: the server is fine, and asking again would only add to it.
         if let Err(full) = connection.submit(query, now) {
             query.settle(Err(ExchangeError::Connection(full)));
         }
     }
 
-    /// The first server that neither failed nor is suspected; if all did, the one whose failure is
-    /// the oldest. Never the one `beside`.
+    /// The most preferred server that neither failed nor is suspected nor far behind another; if all
+    /// failed, the one whose failure is the oldest. Never the one `beside`.
     fn choose(&self, beside: Option<usize>) -> Option<usize> {
-        let others = || (0..self.servers.len()).filter(|index| Some(*index) != beside);
-        let server = |index: &usize| &self.servers[*index];
-        others()
-            .find(|index| server(index).is_trusted() && !server(index).suspected.get())
-            .or_else(|| others().find(|index| server(index).is_trusted()))
-            .or_else(|| others().min_by_key(|index| server(index).failed_at()))
+        let others = || self.servers.iter().filter(|server| Some(server.index) != beside);
+        let trusted = || others().filter(|server| server.is_trusted());
+        let well = || trusted().filter(|server| !server.suspected.get());
+        let behind = |server: &Server| well().any(|other| server.rtt.is_far_behind(&other.rtt));
+        let chosen = well().find(|server| !behind(server)).or_else(|| trusted().next());
+        let chosen = chosen.or_else(|| others().min_by_key(|server| server.failed_at()));
+        chosen.map(|server| server.index)
     }
 
     /// The connection to ask a server on; `None` while it is not to be dialled.
@@ -328,12 +348,14 @@ impl Inner {
         let other = self.choose(Some(index)).filter(|other| {
             self.servers[*other].is_trusted() && !self.servers[*other].suspected.get()
         });
-        let connection = other.and_then(|other| Some((other, self.connection(other, now)?)));
-        connection.is_some_and(|(other, connection)| {
-            query.hedged.set(true);
-            self.submit(other, &connection, query, now);
-            true
-        })
+        let Some(connection) = other.and_then(|other| self.connection(other, now)) else {
+            return false;
+        };
+        // It takes at least as long; how long, it may be that nobody waits to see.
+        self.servers[index].rtt.quickest(now.saturating_duration_since(query.sent.get()));
+        query.hedged.set(true);
+        self.submit(&connection, query, now);
+        true
     }
 
     /// Why a query was not answered in time.

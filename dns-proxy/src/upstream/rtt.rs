@@ -11,6 +11,10 @@ const INITIAL_PATIENCE: Duration = Duration::from_millis(400);
 const MIN_HEDGE: Duration = Duration::from_millis(50);
 /// After this one is, however slow the upstream usually is.
 const MAX_HEDGE: Duration = Duration::from_secs(1);
+/// A server is left for one less preferred if it takes so many times as long ...
+const FAR_TIMES: f64 = 3.0;
+/// ... and so much longer.
+const FAR_SECONDS: f64 = 0.03;
 /// By how much the estimate of the 95th percentile moves at once.
 const STEP: f64 = 0.02;
 
@@ -39,7 +43,8 @@ impl Rtt {
                 // What was looked up says nothing of the road.
                 let sample = took.min(estimate.smoothed * 2.0);
                 let error = sample - estimate.smoothed;
-                estimate.smoothed += error / 8.0;
+                // Slowness may be a moment's; quickness is always the road's.
+                estimate.smoothed += if error < 0.0 { error / 2.0 } else { error / 8.0 };
                 estimate.variation += (error.abs() - estimate.variation) / 4.0;
                 estimate
             }
@@ -55,6 +60,14 @@ impl Rtt {
             estimate.slow += if up { step } else { -step / 19.0 };
             estimate.slow = estimate.slow.max(estimate.smoothed);
             self.0.set(Some(estimate));
+        }
+    }
+
+    /// Whether this one is so much slower than `other` that it need not be preferred.
+    pub(super) fn is_far_behind(&self, other: &Self) -> bool {
+        match (self.0.get(), other.0.get()) {
+            (Some(own), Some(other)) => own.smoothed > other.smoothed * FAR_TIMES + FAR_SECONDS,
+            _ => false,
         }
     }
 
@@ -88,6 +101,16 @@ mod tests {
         assert!((TRIP..TRIP * 3 / 2).contains(&rtt.patience()), "{:?}", rtt.patience());
         rtt.quickest(Duration::from_secs(1));
         assert!(rtt.patience() < TRIP * 4, "{:?}", rtt.patience());
+    }
+
+    #[test]
+    fn only_a_much_slower_server_is_far_behind() {
+        let (quick, slow, unknown) = (Rtt::default(), Rtt::default(), Rtt::default());
+        quick.quickest(TRIP);
+        slow.quickest(TRIP * 4);
+        assert!(!slow.is_far_behind(&quick) && !slow.is_far_behind(&unknown));
+        (0..100).for_each(|_| slow.quickest(TRIP * 6));
+        assert!(slow.is_far_behind(&quick) && !quick.is_far_behind(&slow));
     }
 
     #[test]

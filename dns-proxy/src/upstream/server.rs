@@ -25,6 +25,8 @@ const SPARE_FOR: Duration = Duration::from_secs(60);
 
 /// A server and the connections to it.
 pub(super) struct Server {
+    /// Its place in the order of preference.
+    pub(super) index: usize,
     addr: UpstreamAddr,
     /// Where queries go.
     pub(super) main: RefCell<Option<Rc<Connection>>>,
@@ -49,8 +51,9 @@ struct Failed {
 }
 
 impl Server {
-    pub(super) fn new(addr: UpstreamAddr) -> Self {
+    pub(super) fn new(index: usize, addr: UpstreamAddr) -> Self {
         Self {
+            index,
             addr,
             main: RefCell::default(),
             spare: RefCell::default(),

@@ -1,6 +1,9 @@
 //! The DNS-over-TLS side: one connection for all, and no fault of it costs a client its answer.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
@@ -401,6 +404,37 @@ fn the_first_upstream_is_preferred_and_is_so_again_when_it_is_back() -> Result<(
 
 /// Each client's next query comes a while after its last one, as in life; only the one that finds
 /// the first upstream frozen may have to wait for it.
+#[test]
+fn a_first_upstream_that_becomes_slow_is_left_for_the_second_until_it_is_quick_again() -> Result<()>
+{
+    let place = Place::new()?;
+    let (one, two) = (place.upstream()?, place.upstream_at(SECOND)?);
+    let _daemon = place.daemon(&[NAMED_UPSTREAM, NAMED_SECOND], &[])?;
+    let client = place.udp()?;
+    let numbers = Cell::new(0);
+    // Without the probes.
+    let seen = |server: &DotServer| {
+        server.journal().queries.iter().filter(|query| !query.name.is_empty()).count()
+    };
+    let ask = |count: u32| -> Result<usize> {
+        let before = seen(&one);
+        for _ in 0..count {
+            numbers.update(|number| number + 1);
+            client.resolve(&format!("n{}.example.test", numbers.get()))?;
+        }
+        Ok(seen(&one) - before)
+    };
+    ensure!(ask(10)? == 10, "the first is not preferred");
+    one.order(Orders { delay: Duration::from_millis(150), ..Orders::default() });
+    let left = || ask(20).is_ok_and(|asked| asked == 0);
+    ensure!(eventually(LIMIT, left), "the first is still asked");
+    ensure!(seen(&two) >= 20, "the second was asked {} times", seen(&two));
+    one.order(Orders::default());
+    let back = || ask(20).is_ok_and(|asked| asked == 20);
+    ensure!(eventually(LIMIT, back), "the first is not asked again");
+    Ok(())
+}
+
 #[test]
 fn a_frozen_first_upstream_does_not_cost_every_query_its_time() -> Result<()> {
     let place = Place::new()?;
