@@ -33,3 +33,14 @@ pub fn tmp_dir() -> Result<PathBuf> {
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     Ok(dir)
 }
+
+/// A file of a Debian package that `cargo xtask setup` unpacked instead of installing it.
+pub fn tool(package: &str, file: &str) -> Result<PathBuf> {
+    let target = profile_dir()?;
+    let unpacked = target.parent().context("the profile is in target")?.join("tools");
+    let path = unpacked.join(package).join(file);
+    if !path.exists() {
+        bail!("{} is missing: cargo xtask setup", path.display());
+    }
+    Ok(path)
+}

@@ -1,6 +1,6 @@
 //! Debian's packages, installed without anything being started.
 
-use std::process::Stdio;
+use std::{fs, path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -33,6 +33,28 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         update()?;
         ensure!(try_install(packages)?, "apt-get could not install {names}; what it says is above");
     }
+    Ok(())
+}
+
+/// Unpacks a package's files below `folder` and installs nothing: some would change how this machine
+/// resolves names.
+pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
+    // A download that is cut short must not look like one that is there.
+    let fresh = folder.with_extension("new");
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh)?;
+    }
+    fs::create_dir_all(&fresh)?;
+    let mut download = command("apt-get");
+    finish(
+        download
+            .args(["download", "-qq", "-o", "APT::Sandbox::User=root", package])
+            .current_dir(&fresh),
+    )?;
+    let mut archives = fs::read_dir(&fresh)?.filter_map(|entry| Some(entry.ok()?.path()));
+    let archive = archives.next().context("apt-get downloaded nothing")?;
+    finish(command("dpkg").arg("--extract").arg(&archive).arg(&fresh))?;
+    fs::rename(&fresh, folder)?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -25,9 +26,12 @@ pub(crate) fn program(name: &str) -> Result<Command> {
     finish(&mut cargo("build --release -p dns-proxy --bin dns-proxy"))?;
     finish(&mut cargo(&format!("build --release -p dns-proxy-tests --bin {name}")))?;
 
-    // Wherever cargo puts its products, this program lies in `debug`, beside `release`.
+    Ok(as_root(target()?.join("release").join(name)))
+}
+
+/// Where cargo puts its products.
+pub(crate) fn target() -> Result<PathBuf> {
     let this = std::env::current_exe()?;
-    let target =
-        this.parent().and_then(|debug| debug.parent()).context("xtask lies in target/debug")?;
-    Ok(as_root(target.join("release").join(name)))
+    let target = this.parent().and_then(Path::parent).context("xtask lies in target/debug")?;
+    Ok(target.to_owned())
 }

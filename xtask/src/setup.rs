@@ -8,7 +8,7 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use anyhow::{Result, ensure};
 
 use crate::{
-    apt,
+    apt, demo,
     ebpf_toolchain::{LINKED, Toolchain, command, linker_llvm},
     run::{cargo, exists, finish, succeeds},
 };
@@ -87,6 +87,11 @@ const TESTED_WITH: &[(&str, &[&str], &str)] = &[
     ("dockerd", &["docker.io"], "makes containers; its services stay off"),
 ];
 
+/// Packages that would change this machine if they were installed, what they need that would not,
+/// and what they are for.
+const UNPACKED: &[(&str, &[&str], &str)] =
+    &[("systemd-resolved", &["libsystemd-shared"], "a forwarder that is a client")];
+
 /// The programs that ours is measured beside, in the same way.
 const MEASURED_BESIDE: &[(&str, &[&str], &str)] = &[
     ("taskset", &["util-linux"], "gives each forwarder a core"),
@@ -117,7 +122,24 @@ pub(crate) fn run(report: Report, purpose: Purpose) -> Result<()> {
     if !packages.is_empty() {
         apt::install(&packages)?;
     }
+    if purpose == Purpose::Tests {
+        for (package, needs, why) in UNPACKED {
+            unpacked(report, package, needs, why)?;
+        }
+    }
     ebpf_compiler(report)
+}
+
+/// A package's files in `target/tools`, for the tests to run from there.
+fn unpacked(report: Report, package: &str, needs: &[&str], why: &str) -> Result<()> {
+    let folder = demo::target()?.join("tools").join(package);
+    if folder.is_dir() {
+        found(report, package);
+        return Ok(());
+    }
+    missing(package, &format!("unpack it, and install {}: {why}", needs.join(" ")));
+    apt::install(needs)?;
+    apt::unpack(package, &folder)
 }
 
 /// A Rust that has core's source and a bpf-linker that understands it. The user's own Rust is

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
-    Container, Stage, Zone,
+    Container, Stage, Zone, artifacts,
     clients::{go_program, java_classes},
     process::output,
     world::NAMESERVERS,
@@ -75,6 +75,8 @@ clients! {
     busybox                     Address "busybox nslookup example.test"
     dnsmasq                     Address "$FORWARDER example.test A $DNSMASQ"
     dnsmasq_truncated           Large   "$FORWARDER big.example.test TXT $DNSMASQ"
+    systemd_resolved            Address "sh $CLIENTS/resolved.sh example.test A"
+    systemd_resolved_truncated  Large   "sh $CLIENTS/resolved.sh big.example.test TXT"
     unbound                     Address "$FORWARDER example.test A sh $CLIENTS/unbound.sh"
     unbound_over_tcp            Address "$FORWARDER example.test A sh $CLIENTS/unbound.sh 'tcp-upstream: yes'"
     unbound_truncated           Large   "$FORWARDER big.example.test TXT sh $CLIENTS/unbound.sh"
@@ -123,6 +125,9 @@ fn ask(container: &Container, command: &str) -> Result<String> {
     // Only those who need a compiler wait for it.
     if command.contains("$GO") {
         shell.env("GO", go_program()?);
+    }
+    if command.contains("resolved.sh") {
+        shell.env("RESOLVED", artifacts::tool("systemd-resolved", "lib/systemd/systemd-resolved")?);
     }
     if command.contains("$JAVA") {
         shell.env("CLASSES", java_classes()?);
