@@ -15,6 +15,7 @@ use dns_proxy_tests::{
     clients::{dig, probe},
     eventually,
     mounts::BPFFS,
+    port53,
     process::{Process, output},
 };
 
@@ -232,6 +233,30 @@ fn a_scope_that_is_removed_and_made_again_is_refused_like_the_first() -> Result<
     let _daemon = start(&stage, &again)?;
     is_encrypted(&again)?;
     witness.saw_only_tls()
+}
+
+/// Nobody sees the cgroup of a container that starts when the daemon is dead, and what no socket hook
+/// sees is for the guard alone.
+#[test]
+fn what_starts_when_it_is_dead_is_refused_also_what_only_the_guard_sees() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut args = args(&stage, &[])?;
+    args.push(format!("--cgroup={}/app-*", stage.world.cgroup().path()?));
+    Daemon::start(&stage.world, &args)?.kill9()?;
+
+    let app = stage.world.container("app-1")?;
+    let witness = stage.witness(&app)?;
+    ensure!(refuses_all(&app)?, "not refused");
+    let (v4, v6) = (app.addresses().v4.to_string(), app.addresses().v6.to_string());
+    for (from, server) in [v4, v6].iter().zip(SERVERS) {
+        let raw = ["raw", from, "udp", NAME, server];
+        ensure!(refuses(&app, &raw)?, "raw packets to {server} leave");
+        let lite = ["udplite-connected", NAME, server];
+        ensure!(refuses(&app, &lite)?, "UDP-Lite to {server} leaves");
+    }
+    let (inside, uplink) = witness.packets()?;
+    ensure!(port53(&inside).is_empty() && port53(&uplink).is_empty(), "in plaintext: {inside:?}");
+    Ok(())
 }
 
 #[test]
