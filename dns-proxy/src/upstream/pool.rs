@@ -9,8 +9,10 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    ConnectionError, ExchangeError, Settings, connection::Connection, outstanding::Outstanding,
-    server::Server,
+    ConnectionError, ExchangeError, Settings,
+    connection::Connection,
+    outstanding::Outstanding,
+    server::{PAUSE, Server},
 };
 
 /// How often deadlines are looked at, while anything is outstanding.
@@ -244,7 +246,7 @@ impl Inner {
         let was_spare = server.spare.borrow().as_ref().is_some_and(|s| Rc::ptr_eq(s, connection));
         let was_main = server.forget(connection);
         if !was_main && !was_spare {
-            server.alone.update(|alone| alone.saturating_sub(1));
+            self.was_alone(index, answered);
         }
         // Servers close whenever they like. Another end may happen to any, but not again and again.
         let closed = matches!(reason, ConnectionError::Closed { .. } | ConnectionError::Io { .. });
@@ -272,12 +274,26 @@ impl Inner {
             if !query.is_wanted() || query.owed_by.get() > 0 {
                 continue;
             }
-            if query.suspicion.get() >= CONVICTED {
+            if query.suspicion.get() >= CONVICTED || query.deadline <= now {
                 query.settle(Err(ExchangeError::Connection(reason.clone())));
             } else {
                 self.place(&query, now);
             }
         }
+    }
+
+    /// Lets another single query have a connection: at once after an answer, else after a pause, or
+    /// it would be dialled over and over, since such connections are not taken for the server's
+    /// failures.
+    fn was_alone(self: &Rc<Self>, index: usize, answered: bool) {
+        let pool = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            if !answered {
+                sleep(PAUSE).await;
+            }
+            pool.servers[index].alone.update(|alone| alone.saturating_sub(1));
+            pool.place_waiting(Instant::now());
+        });
     }
 
     /// Has the clock looked at as long as anything is outstanding.

@@ -13,7 +13,7 @@ use super::{ConnectionError, connection::Connection, rtt::Rtt};
 use crate::addr::UpstreamAddr;
 
 /// How often a server that refuses is dialled while none answers.
-const PAUSE: Duration = Duration::from_millis(30);
+pub(super) const PAUSE: Duration = Duration::from_millis(30);
 /// The same for one that costs time or trust with each attempt: silent, or with a certificate that
 /// will not change in a moment.
 const LONG_PAUSE: Duration = Duration::from_secs(1);

@@ -15,7 +15,7 @@ use rustls::{
 };
 
 use crate::{
-    client::Burst,
+    client::{Burst, Udp},
     packets::{A, SERVFAIL, Summary, plain_opt, query},
     place::{LIMIT, NAME, NAMED_UPSTREAM, Place, Setting, UPSTREAM},
 };
@@ -191,6 +191,42 @@ fn an_upstream_that_only_accepts_is_a_servfail_with_a_reason_in_time() -> Result
     let setting = Setting::with(&["--upstream-timeout", "500ms"])?;
     setting.upstream.order(Orders { stall_handshake: true, ..Orders::default() });
     check_fails(&setting.place, NETWORK_ERROR)
+}
+
+/// Sends queries that the upstream hears and does not answer, and ends its connections until each of
+/// the queries may be to blame: it is then asked on a connection of its own.
+fn cast_suspicion(setting: &Setting, count: u16) -> Result<(Udp, Burst)> {
+    let (client, burst) = (setting.place.udp()?, Burst::new("n", count)?);
+    setting.upstream.order(Orders::always(Reply::Silence));
+    for query in burst.queries() {
+        client.send(&query)?;
+    }
+    let heard = |times: u16| {
+        eventually(LIMIT, || {
+            let journal = setting.upstream.journal();
+            let names = journal.queries.iter().filter(|seen| !seen.name.is_empty());
+            names.count() == usize::from(times * count)
+        })
+    };
+    for times in 1..=2 {
+        ensure!(heard(times), "not asked {times} times: {:?}", setting.upstream.journal());
+        setting.upstream.disconnect(Close::Orderly);
+    }
+    Ok((client, burst))
+}
+
+#[test]
+fn queries_on_connections_of_their_own_are_dialled_for_with_pauses() -> Result<()> {
+    let setting = Setting::new()?;
+    let (client, _) = cast_suspicion(&setting, 1)?;
+    ensure!(eventually(LIMIT, || setting.upstream.journal().accepted == 3));
+    setting.upstream.refuse()?;
+    setting.upstream.disconnect(Close::Orderly);
+    ensure!(Summary::of(&client.receive()?)?.rcode == SERVFAIL);
+    // Two seconds, four every 30 ms.
+    let dialled = setting.daemon.log().text().matches("connection ended").count();
+    ensure!((10..300).contains(&dialled), "dialled {dialled} times");
+    Ok(())
 }
 
 /// A client with EDNS is told why, one without is just told; neither waits much longer than the
