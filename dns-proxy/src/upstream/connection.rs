@@ -418,7 +418,10 @@ impl Connection {
             Entry::Occupied(_) | Entry::Vacant(_) => return Delivery::Unwanted,
         };
         query.owed_by.update(|connections| connections.saturating_sub(1));
-        if let Some(idle) = wire::keepalive(message) {
+        // What is to be closed stays so.
+        if !self.idle_timeout.get().is_zero()
+            && let Some(idle) = wire::keepalive(message)
+        {
             self.idle_timeout.set(idle.min(MAX_IDLE_TIMEOUT)); // RFC 7828 section 3.2.2
         }
         let took = now.saturating_duration_since(query.sent.get());

@@ -7,8 +7,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
-    Close, DotServer, Identity, Orders, Pki, Reply, dot_server::Tls, eventually,
+    Close, DotServer, Identity, Orders, Pki, Reply, Zone, dot_server::Tls, eventually,
+    zone::Transport,
 };
+use hickory_proto::{op::Message, rr::rdata::opt::EdnsOption};
 use rustls::{
     ProtocolVersion, SupportedProtocolVersion,
     version::{TLS12, TLS13},
@@ -16,7 +18,7 @@ use rustls::{
 
 use crate::{
     client::{Burst, Udp},
-    packets::{A, SERVFAIL, Summary, plain_opt, query},
+    packets::{A, KEEPALIVE, SERVFAIL, Summary, plain_opt, query},
     place::{LIMIT, NAME, NAMED_UPSTREAM, Place, Setting, UPSTREAM},
 };
 
@@ -227,6 +229,25 @@ fn queries_on_connections_of_their_own_are_dialled_for_with_pauses() -> Result<(
     let dialled = setting.daemon.log().text().matches("connection ended").count();
     ensure!((10..300).contains(&dialled), "dialled {dialled} times");
     Ok(())
+}
+
+#[test]
+fn connections_for_single_queries_are_closed_whatever_the_server_allows() -> Result<()> {
+    /// An answer that allows half a minute.
+    fn keeping(query: &[u8]) -> Vec<u8> {
+        let answer = Zone::Encrypted.answer(query, Transport::Tcp);
+        let mut answer = Message::from_vec(&answer.expect("a query")).expect("an answer");
+        let keepalive = EdnsOption::Unknown(KEEPALIVE, 300_u16.to_be_bytes().to_vec());
+        if let Some(edns) = &mut answer.edns {
+            edns.options_mut().insert(keepalive);
+        }
+        answer.to_vec().expect("an answer")
+    }
+    let setting = Setting::with(&["--upstream-timeout", "5s"])?;
+    let (client, burst) = cast_suspicion(&setting, 12)?;
+    setting.upstream.order(Orders::always(Reply::crafted(keeping)));
+    setting.upstream.disconnect(Close::Orderly);
+    burst.collect(|| client.receive()).map(drop)
 }
 
 /// A client with EDNS is told why, one without is just told; neither waits much longer than the
