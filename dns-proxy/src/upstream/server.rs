@@ -84,6 +84,11 @@ impl Server {
         [self.main.borrow().clone(), self.spare.borrow().clone()].into_iter().flatten()
     }
 
+    /// Whether queries go to this connection.
+    pub(super) fn is_main(&self, connection: &Rc<Connection>) -> bool {
+        self.main.borrow().as_ref().is_some_and(|main| Rc::ptr_eq(main, connection))
+    }
+
     /// Lets go of a connection that has ended; whether it was the main one.
     pub(super) fn forget(&self, connection: &Rc<Connection>) -> bool {
         let is = |slot: &mut Rc<Connection>| Rc::ptr_eq(slot, connection);

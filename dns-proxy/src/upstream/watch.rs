@@ -65,11 +65,14 @@ impl Inner {
                 doublings = (doublings + 1).min(MAX_DOUBLINGS);
                 continue;
             }
-            server.suspected.set(true);
             self.rescue(index, connection, Instant::now());
-            self.open_spare(index);
-            if server.spare.borrow().as_ref().is_some_and(|spare| spare.is_up()) {
-                return self.silent(index);
+            // One that serves a single query says nothing of the server.
+            if server.is_main(connection) {
+                server.suspected.set(true);
+                self.open_spare(index);
+                if server.spare.borrow().as_ref().is_some_and(|spare| spare.is_up()) {
+                    return self.silent(index);
+                }
             }
             // The spare one ends this when it comes up.
             if stays_quiet(connection, since, since + limit).await {

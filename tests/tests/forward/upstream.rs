@@ -250,6 +250,22 @@ fn connections_for_single_queries_are_closed_whatever_the_server_allows() -> Res
     burst.collect(|| client.receive()).map(drop)
 }
 
+#[test]
+fn a_silent_connection_of_a_single_query_does_not_end_that_of_all_others() -> Result<()> {
+    let setting = Setting::with(&["--upstream-timeout", "5s"])?;
+    let (client, burst) = cast_suspicion(&setting, 1)?;
+    ensure!(eventually(LIMIT, || setting.upstream.journal().accepted == 3));
+    setting.upstream.order(Orders { faithful_from: Some(3), ..Orders::always(Reply::Silence) });
+    let other = setting.place.udp()?;
+    other.resolve("a.example.test")?;
+    burst.collect(|| client.receive())?;
+    other.resolve("b.example.test")?;
+    let journal = setting.upstream.journal();
+    let on = |name| journal.queries_for(name)[0].connection;
+    ensure!(on("a.example.test") == on("b.example.test"), "another connection");
+    Ok(())
+}
+
 /// A client with EDNS is told why, one without is just told; neither waits much longer than the
 /// half second that the daemon is given.
 fn check_fails(place: &Place, code: u16) -> Result<()> {
