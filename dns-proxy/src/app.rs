@@ -87,7 +87,7 @@ impl App {
         let (bpf, events) = Bpf::load(config.guard, pins, config.kernel_log)?;
         let workers = start_workers(&config, &settings(bpf.exempt()), &host)?;
         serve_plain(&config.plain, &workers, &*bpf.exempt())?;
-        let tree = CgroupTree::new(root);
+        let tree = CgroupTree::new(root, config.fail);
         let scope = config.scope.clone();
         let rest = config.upstream_timeout + TOKEN_MARGIN;
         let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers), rest)?;

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use dns_proxy_common::FailMode;
 use nix::libc;
 
 use super::pattern::{CgroupPattern, Level};
@@ -69,12 +70,14 @@ pub struct Survey {
 #[derive(Clone, Debug)]
 pub struct CgroupTree {
     root: PathBuf,
+    fail: FailMode,
 }
 
 impl CgroupTree {
-    /// The tree mounted at `root`.
-    pub fn new(root: PathBuf) -> Self {
-        Self { root }
+    /// The tree mounted at `root`. To fail closed, a cgroup that is named must be refused also if it
+    /// is made anew, as a service's is that starts again, while nobody lives to see it.
+    pub fn new(root: PathBuf, fail: FailMode) -> Self {
+        Self { root, fail }
     }
 
     /// Where it is mounted.
@@ -82,9 +85,16 @@ impl CgroupTree {
         &self.root
     }
 
-    /// The deepest existing cgroup that contains all that the scope may ever select.
+    /// The deepest existing cgroup that contains all that the scope may ever select; to fail closed,
+    /// one that stays when what is selected goes.
     pub fn common_ancestor(&self, scope: &Scope) -> PathBuf {
-        let mut prefixes = scope.select.iter().map(CgroupPattern::fixed_prefix);
+        let mut prefixes = scope.select.iter().map(|pattern| {
+            let mut prefix = pattern.fixed_prefix();
+            if self.may_be_remade(pattern.levels()) {
+                prefix.pop();
+            }
+            prefix
+        });
         let first = prefixes.next().unwrap_or_default();
         let common = prefixes.fold(first, |common, other| {
             common.iter().zip(other.iter()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
@@ -102,18 +112,34 @@ impl CgroupTree {
     pub fn survey(&self, scope: &Scope) -> io::Result<Survey> {
         let mut survey = Survey::default();
         for pattern in &scope.exclude {
-            let found = find(&self.root, pattern.levels(), &mut survey)?;
+            let found = self.find(pattern, &mut survey)?;
             survey.excluded.extend(found.into_iter().map(|(id, _)| id));
         }
         // What may newly be excluded is treated as before until it has been seen.
         (survey.open, survey.ignored) = (Vec::new(), Vec::new());
         for pattern in &scope.select {
-            for (id, dir) in find(&self.root, pattern.levels(), &mut survey)? {
+            for (id, dir) in self.find(pattern, &mut survey)? {
                 survey.selected.push(id);
                 descend(id, &dir, &mut survey)?;
             }
         }
         Ok(survey)
+    }
+
+    fn find(
+        &self,
+        pattern: &CgroupPattern,
+        survey: &mut Survey,
+    ) -> io::Result<Vec<(CgroupId, PathBuf)>> {
+        let levels = pattern.levels();
+        find(&self.root, levels, self.may_be_remade(levels), survey)
+    }
+
+    /// Whether one cgroup is meant that may go and come again while nobody sees it. Those at the top
+    /// stay: slices, and the parents of all containers.
+    fn may_be_remade(&self, levels: &[Level]) -> bool {
+        let is_one = levels.iter().all(|level| level.fixed().is_some());
+        self.fail == FailMode::Closed && is_one && levels.len() > 1
     }
 }
 
@@ -126,8 +152,13 @@ pub fn id(dir: &Path) -> io::Result<CgroupId> {
 }
 
 /// The cgroups that match `levels` below `dir`. Notes those that were looked into, and what a new
-/// child of them would be.
-fn find(dir: &Path, levels: &[Level], survey: &mut Survey) -> io::Result<Vec<(CgroupId, PathBuf)>> {
+/// child of them would be; that the last one is there tells nothing if it `may_be_remade`.
+fn find(
+    dir: &Path,
+    levels: &[Level],
+    may_be_remade: bool,
+    survey: &mut Survey,
+) -> io::Result<Vec<(CgroupId, PathBuf)>> {
     let Some(own) = unless_gone(id(dir))? else {
         return Ok(Vec::new());
     };
@@ -135,17 +166,19 @@ fn find(dir: &Path, levels: &[Level], survey: &mut Survey) -> io::Result<Vec<(Cg
         return Ok(vec![(own, dir.to_owned())]);
     };
     survey.watch.push(dir.to_owned());
-    if let Some(name) = level.fixed() {
+    if let Some(name) = level.fixed()
+        && !(may_be_remade && deeper.is_empty())
+    {
         let child = dir.join(name);
         if child.is_dir() {
-            return find(&child, deeper, survey);
+            return find(&child, deeper, may_be_remade, survey);
         }
     }
     survey.open.push(own);
     let mut found = Vec::new();
     for child in children(dir)? {
         if child.file_name().is_some_and(|name| level.matches(name)) {
-            found.extend(find(&child, deeper, survey)?);
+            found.extend(find(&child, deeper, may_be_remade, survey)?);
         } else {
             survey.ignored.extend(unless_gone(id(&child))?);
         }
@@ -212,7 +245,7 @@ mod tests {
             fs::create_dir_all(root.path().join(dir)).expect(dir);
             fs::write(root.path().join(dir).join("cgroup.procs"), "1\n22\n").expect(dir);
         }
-        let tree = CgroupTree::new(root.path().to_owned());
+        let tree = CgroupTree::new(root.path().to_owned(), FailMode::Open);
         (root, tree)
     }
 
@@ -264,6 +297,21 @@ mod tests {
             assert_eq!(survey.open, ids(open), "{select:?}");
             assert_eq!(survey.ignored, ids(ignored), "{select:?}");
         }
+    }
+
+    #[test]
+    fn to_fail_closed_a_named_cgroup_counts_as_newborn_each_time() {
+        let (_guard, open) = tree(&["a/here", "a/other", "top"]);
+        let closed = CgroupTree { fail: FailMode::Closed, ..open.clone() };
+        let id = |dir: &str| id(&open.root().join(dir)).expect(dir);
+        let service = scope(&["a/here"], &[]);
+        let survey = closed.survey(&service).expect("readable");
+        assert_eq!(survey.selected, [id("a/here")]);
+        assert_eq!((survey.open, survey.ignored), (vec![id("a")], vec![id("a/other")]));
+        assert_eq!(closed.common_ancestor(&service), open.root().join("a"));
+        let top = scope(&["top"], &[]);
+        assert!(closed.survey(&top).expect("readable").open.is_empty());
+        assert_eq!(closed.common_ancestor(&top), open.root().join("top"));
     }
 
     #[test]

@@ -235,6 +235,21 @@ fn a_scope_that_is_removed_and_made_again_is_refused_like_the_first() -> Result<
     witness.saw_only_tls()
 }
 
+/// As a service is that the service manager starts again.
+#[test]
+fn a_cgroup_that_is_made_again_while_it_is_dead_is_refused_like_the_first() -> Result<()> {
+    let stage = Stage::new()?;
+    let container = stage.world.container("service")?;
+    start(&stage, &container)?.kill9()?;
+    container.destroy();
+    let again = stage.world.container("service")?;
+    let witness = stage.witness(&again)?;
+    ensure!(refuses_all(&again)?, "not refused");
+    let _daemon = start(&stage, &again)?;
+    is_encrypted(&again)?;
+    witness.saw_only_tls()
+}
+
 /// Nobody sees the cgroup of a container that starts when the daemon is dead, and what no socket hook
 /// sees is for the guard alone.
 #[test]

@@ -129,18 +129,22 @@ fn programs_of_another_tool_that_share_are_no_trouble() -> Result<()> {
 fn a_cgroup_that_another_tool_does_not_share_is_named_with_the_remedy() -> Result<()> {
     let stage = Stage::new()?;
     let container = stage.world.container("app")?;
-    for held in [container.cgroup(), stage.world.cgroup()] {
-        for fail in ["--fail=open", "--fail=closed"] {
-            let foreign = Foreign::attach(held.dir(), Sharing::Exclusive)?;
-            let said = is_refused(&stage, container.cgroup(), &[fail])?;
-            let cgroup = container.cgroup().path()?;
-            for part in [&*cgroup, "connect4", "BPF_F_ALLOW_MULTI", "bpftool cgroup tree"] {
-                ensure!(said.contains(part), "no {part} in {said}");
-            }
-            // What was attached before that is gone again.
-            answers(&container, Zone::Plaintext)?;
-            drop(foreign);
+    let (own, above) = (container.cgroup(), stage.world.cgroup());
+    for (held, attached, fail) in [
+        (own, own, "--fail=open"),
+        (above, own, "--fail=open"),
+        (above, above, "--fail=closed"), // one below may be made anew
+    ] {
+        let foreign = Foreign::attach(held.dir(), Sharing::Exclusive)?;
+        let said = is_refused(&stage, own, &[fail])?;
+        for part in [&*attached.path()?, "connect4", "BPF_F_ALLOW_MULTI", "bpftool cgroup tree"] {
+            ensure!(said.contains(part), "no {part} in {said}");
         }
+        // What was attached before that is gone again.
+        answers(&container, Zone::Plaintext)?;
+        drop(foreign);
     }
-    Ok(())
+    let _below = Foreign::attach(own.dir(), Sharing::Exclusive)?;
+    let _daemon = stage.daemon_with(&[&container], &["--fail=closed"])?;
+    answers(&container, Zone::Encrypted)
 }
