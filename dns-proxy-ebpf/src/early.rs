@@ -19,7 +19,7 @@ use aya_ebpf::{
 use dns_proxy_common::{Counter, EarlyQuery, Event, Listener, MAX_EARLY_QUERY, NEWBORN, Token};
 
 use crate::{
-    maps::{self, EARLY, EARLY_UNTIL, ORIGINS, READY},
+    maps::{self, EARLY, EARLY_SHARES, EARLY_UNTIL, ORIGINS, READY},
     scope,
 };
 
@@ -31,6 +31,40 @@ const UDP_HEADER: u32 = 8;
 /// How long after a token was given out early its packets are looked for, in nanoseconds: much longer
 /// than a listener takes. Later packets find it, or nobody.
 const EXPECTED: u64 = 5_000_000_000;
+
+/// How often one namespace may ask, announced, and have a query captured, in about a second. One that
+/// asks for more cannot be served, and must not take the others' room.
+const MAX_SHARE: u32 = 128;
+
+/// What a namespace has used of it.
+#[repr(C)]
+pub(crate) struct Share {
+    /// `CLOCK_MONOTONIC` in units of 2^30 ns.
+    second: u32,
+    count: u32,
+}
+
+/// Counts one towards the share of a namespace; whether it had one left. Two CPUs may count at once
+/// and lose one.
+#[inline(always)]
+pub(crate) fn charge(netns: u64) -> bool {
+    // SAFETY: the helper takes nothing (5.11).
+    let second = (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32;
+    let Some(share) = EARLY_SHARES.get_ptr_mut(netns) else {
+        return EARLY_SHARES.insert(netns, Share { second, count: 1 }, 0).is_ok();
+    };
+    // SAFETY: the kernel returned a valid pointer to the entry, whose two aligned words are read and
+    // written one at a time.
+    unsafe {
+        if (*share).second != second {
+            (*share).second = second;
+            (*share).count = 0;
+        }
+        let count = (*share).count;
+        (*share).count = count.saturating_add(1);
+        count < MAX_SHARE
+    }
+}
 
 /// The listener to come of a namespace that has none yet, if queries for it are kept.
 #[inline(always)]
@@ -110,6 +144,7 @@ impl ToToken {
         }
         match self.protocol {
             TCP => Some(Counter::Delayed),
+            UDP if !charge(netns) => Some(Counter::NotCaptured),
             UDP => Some(self.keep(ctx, source)),
             _ => None,
         }

@@ -1,7 +1,8 @@
 //! Every map, and who writes it.
 
+use crate::early::Share;
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Queue, RingBuf, SkStorage},
     helpers::generated::bpf_get_current_cgroup_id,
     macros::btf_map,
 };
@@ -85,6 +86,10 @@ pub(crate) static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
 /// Queries that nobody listens for yet.
 #[btf_map]
 pub(crate) static EARLY: RingBuf<EarlyQuery, EARLY_BYTES> = RingBuf::new();
+
+/// Network namespace cookie -> how much it has asked early of late.
+#[btf_map]
+pub(crate) static EARLY_SHARES: LruHashMap<u64, Share, 1024> = LruHashMap::new();
 
 /// Until when some may be on their way (CLOCK_MONOTONIC, nanoseconds).
 #[btf_map]

@@ -84,6 +84,9 @@ fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     let listener = if let Some(listener) = unsafe { READY.get(origin.netns) } {
         listener
     } else {
+        if !early::charge(origin.netns) {
+            return Err(Counter::NotReady);
+        }
         maps::announce(origin.netns, ctx.tgid(), Event::NETNS);
         early::listener().ok_or(Counter::NotReady)?
     };

@@ -1,11 +1,13 @@
 //! The first query of a namespace, which is made before anybody listens there: captured, and
 //! answered.
 
+use std::{process::Stdio, time::Duration};
+
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
     Daemon, Stage, Zone,
     clients::Libc,
-    process::output,
+    process::{Process, output},
     stage::is_token,
     storm::{Birth, Client, storm},
 };
@@ -13,6 +15,7 @@ use dns_proxy_tests::{
 /// Lookups for each birth and client; the storm makes 500.
 const LOOKUPS: usize = 20;
 const AT_ONCE: usize = 10;
+const LIMIT: Duration = Duration::from_secs(10);
 
 #[track_caller]
 fn check(birth: Birth) -> Result<()> {
@@ -114,6 +117,28 @@ fn first_queries_are_refused_without_the_guard() -> Result<()> {
     let entered = enter_places("8.8.8.8", "", &["--guard=off"])?;
     ensure!(entered.answers.iter().any(Result::is_err), "all were answered");
     ensure!(entered.captured == 0, "{} captured", entered.captured);
+    Ok(())
+}
+
+/// A namespace that cannot be served keeps nobody's first query from being captured.
+#[test]
+fn first_queries_are_answered_while_somebody_asks_from_where_nobody_can_listen() -> Result<()> {
+    const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/flood.py");
+    let stage = Stage::new()?;
+    let (hostile, service) = (stage.world.container("hostile")?, stage.world.container("service")?);
+    let daemon = stage.daemon(&[&hostile, &service])?;
+    let mut flood = hostile.command("/usr/bin/python3")?;
+    flood.arg(SCRIPT).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _flood = Process::spawn(flood)?;
+    daemon.wait_for_log("cannot serve this namespace", LIMIT)?;
+    for n in 0..PLACES {
+        let place = stage.world.unannounced(&format!("place-{n}"))?;
+        let mut entering = service.command("nsenter")?;
+        entering.arg(format!("--net={}", place.netns().path()));
+        entering.arg(Libc::Glibc.program()?).arg("example.test").env("RES_OPTIONS", "attempts:1");
+        let answer = output(&mut entering).with_context(|| format!("place {n}"))?;
+        ensure!(answer.contains(&Zone::Encrypted.a().to_string()), "{answer}");
+    }
     Ok(())
 }
 

@@ -19,6 +19,8 @@ use crate::{
 /// How many may wait. A namespace takes less than a millisecond, so that more are of one that cannot
 /// be served.
 const MAX_WAITING: usize = 1_024;
+/// The same of one namespace, so that one that cannot be served takes nobody's place.
+const MAX_OF_ONE: usize = 64;
 /// How long one waits; by then the client asks again.
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -52,7 +54,8 @@ impl Control {
             let Some(origin) = origins.origin(query.token) else {
                 continue; // the namespace is gone already
             };
-            if self.early.len() == MAX_WAITING {
+            let of_one = self.early.iter().filter(|early| early.netns == origin.netns).count();
+            if self.early.len() == MAX_WAITING || of_one == MAX_OF_ONE {
                 debug!("an early query is dropped: too many wait");
                 continue;
             }
