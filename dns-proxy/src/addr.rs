@@ -38,7 +38,7 @@ pub enum UpstreamAddrError {
     #[error(
         "`{0}` is not an IP address; write ADDR[:PORT][#NAME], such as 1.1.1.1, \
          9.9.9.9:853#dns.quad9.net or [2620:fe::fe]:853#dns.quad9.net \
-         (a name alone would have to be looked up in plaintext)"
+         (a name alone would have to be looked up in plaintext: put its address in front, ADDR#NAME)"
     )]
     Address(String),
     /// Port 0.
@@ -60,6 +60,12 @@ pub fn is_private(ip: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
     }
+}
+
+/// An IP address, in brackets or not.
+pub fn ip(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok()
 }
 
 impl UpstreamAddr {
@@ -92,13 +98,10 @@ impl FromStr for UpstreamAddr {
             Some((addr, name)) => (addr, Some(name)),
             None => (rest, None),
         };
-        let unbracketed = addr.strip_prefix('[').and_then(|addr| addr.strip_suffix(']'));
-        let socket = addr
-            .parse::<SocketAddr>()
-            .or_else(|_| {
-                unbracketed.unwrap_or(addr).parse().map(|ip: IpAddr| SocketAddr::new(ip, DOT_PORT))
-            })
-            .map_err(|_| UpstreamAddrError::Address(addr.to_owned()))?;
+        let socket = ip(addr)
+            .map(|ip| SocketAddr::new(ip, DOT_PORT))
+            .or_else(|| addr.parse().ok())
+            .ok_or_else(|| UpstreamAddrError::Address(addr.to_owned()))?;
         if socket.port() == 0 {
             return Err(UpstreamAddrError::Port(text.to_owned()));
         }

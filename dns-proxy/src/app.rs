@@ -114,6 +114,7 @@ impl App {
                 bail!("the control loop ended by itself")
             }
             never = self.host.follow(&self.workers) => match never {},
+            never = self.config.tls.follow() => match never {},
         }
     }
 
@@ -163,6 +164,7 @@ impl App {
             denied = sum(|stats| &stats.denied),
             plaintext = sum(|stats| &stats.plaintext),
             local = sum(|stats| &stats.local),
+            unauthenticated = sum(|stats| &stats.unauthenticated),
             redirected = kernel(&[
                 Counter::Connect4,
                 Counter::Connect6,
@@ -201,6 +203,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let claim = claim(&config)?;
+    let tls = Arc::clone(&config.tls);
     let mut app = App::start(config, claim)?;
     let namespaces = app.control.as_ref().map_or(0, Control::namespaces);
     info!(
@@ -215,7 +218,10 @@ pub async fn run(config: Config) -> Result<()> {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => info!("SIGHUP: there is no configuration file to reload"),
+                _ = hangup.recv() => {
+                    info!("SIGHUP: reading the root certificates again");
+                    tls.reload();
+                }
             }
         }
         notify(&[NotifyState::Stopping]);

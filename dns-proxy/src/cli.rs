@@ -6,7 +6,9 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::Bo
 use clap_complete::Shell;
 use ipnet::IpNet;
 
-use crate::{addr::UpstreamAddr, control::pattern::CgroupPattern, duration, route::Route};
+use crate::{
+    addr::UpstreamAddr, control::pattern::CgroupPattern, duration, pin::Pin, route::Route,
+};
 
 /// Encrypts a container host's DNS without touching a resolv.conf.
 ///
@@ -113,6 +115,24 @@ pub struct SharedArgs {
     #[arg(action = ArgAction::SetTrue, help_heading = "Upstream")]
     pub no_system_roots: bool,
 
+    /// The SHA-256 fingerprint of a key that an upstream may have: its own, or that of an authority
+    /// in its chain. For an upstream without #NAME it stands for the roots; of one with it both must
+    /// be right. Repeatable: any of several pins of one upstream will do.
+    #[arg(long, value_name = "ADDR[:PORT]=sha256/BASE64", env = "DNS_PROXY_PIN")]
+    #[arg(value_delimiter = ',', help_heading = "Upstream")]
+    pub pin: Vec<Pin>,
+
+    /// What becomes of an upstream that cannot be authenticated (RFC 8310): `strict` asks it nothing;
+    /// `opportunistic` uses it all the same, encrypted, and says so. Neither falls back to plaintext.
+    #[arg(long, value_name = "PROFILE", env = "DNS_PROXY_PROFILE", default_value = "strict")]
+    #[arg(help_heading = "Upstream")]
+    pub profile: Profile,
+
+    /// The oldest version of TLS that is spoken.
+    #[arg(long, value_name = "VERSION", env = "DNS_PROXY_TLS_MIN", default_value = "1.2")]
+    #[arg(help_heading = "Upstream")]
+    pub tls_min: TlsMin,
+
     /// Where the names of a zone go instead, the longest zone of a name being the one that counts:
     /// `original` (the nameserver that was asked, in plaintext), `ADDR[:PORT]` (this one, in
     /// plaintext, from the host's network), `tls://ADDR[:PORT][#NAME]`, `refuse` or `nxdomain`.
@@ -166,6 +186,26 @@ pub enum Fail {
     Open,
     /// Refuse.
     Closed,
+}
+
+/// `--profile`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// Authenticate or fail.
+    Strict,
+    /// Encrypt at least.
+    Opportunistic,
+}
+
+/// `--tls-min`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TlsMin {
+    /// TLS 1.2.
+    #[value(name = "1.2")]
+    V1_2,
+    /// TLS 1.3.
+    #[value(name = "1.3")]
+    V1_3,
 }
 
 fn listen_addr(text: &str) -> Result<SocketAddr, String> {

@@ -8,13 +8,14 @@ use thiserror::Error;
 
 use crate::{
     addr::{DOT_PORT, UpstreamAddr},
-    cli::{Fail, Guard, RunArgs, SharedArgs},
+    cli::{self, Fail, Guard, RunArgs, SharedArgs},
     control::{
         cgroup::Scope,
         mounts::{self, MountError},
     },
+    pin::Pin,
     route::{Contradiction, ResolvConf, Route, Routes},
-    upstream::{TlsError, Trust},
+    upstream::{Profile, RootSources, Tls, TlsError, TlsVersion, Trust},
 };
 
 /// The default upstream server.
@@ -41,7 +42,7 @@ pub struct Config {
     /// The whole time that a query may take upstream.
     pub upstream_timeout: Duration,
     /// How upstreams are authenticated.
-    pub tls: Arc<rustls::ClientConfig>,
+    pub tls: Arc<Tls>,
     /// `--route`, none of which contradicts another.
     pub routes: Vec<Route>,
     /// Whether the built-in routes hold.
@@ -103,6 +104,9 @@ pub enum ConfigError {
     /// `--route`.
     #[error("--route: {0}")]
     Route(#[from] Contradiction),
+    /// `--pin`.
+    #[error("--pin {0}: no upstream is at that address, so it would pin nothing")]
+    Pin(Pin),
     /// `--ca` and its kin.
     #[error(transparent)]
     Trust(#[from] TlsError),
@@ -141,19 +145,37 @@ impl Config {
     /// What clap cannot see is wrong.
     pub fn exec(args: SharedArgs) -> Result<Self, ConfigError> {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        let trust = Trust { ca_files: args.ca, no_system_roots: args.no_system_roots };
         if let Some(dir) = &args.cgroup_root {
             mounts::check_cgroup2(dir)?;
         }
         Routes::new(&args.route, false, &ResolvConf::default())?;
-        Ok(Self {
-            upstreams: if args.upstream.is_empty() {
-                vec![go_upstream(variable)?]
-            } else {
-                args.upstream
+        let upstreams =
+            if args.upstream.is_empty() { vec![go_upstream(variable)?] } else { args.upstream };
+        let of_routes: Vec<_> = args.route.iter().filter_map(|r| r.target.upstream()).collect();
+        let pins_nothing = |pin: &&Pin| !upstreams.iter().chain(&of_routes).any(|u| pin.is_for(u));
+        if let Some(pin) = args.pin.iter().find(pins_nothing) {
+            return Err(ConfigError::Pin(*pin));
+        }
+        let trust = Trust {
+            roots: RootSources {
+                ca_files: args.ca,
+                no_system_roots: args.no_system_roots,
+                optional: !args.pin.is_empty(),
             },
+            pins: args.pin,
+            profile: match args.profile {
+                cli::Profile::Strict => Profile::Strict,
+                cli::Profile::Opportunistic => Profile::Opportunistic,
+            },
+            min_version: match args.tls_min {
+                cli::TlsMin::V1_2 => TlsVersion::V1_2,
+                cli::TlsMin::V1_3 => TlsVersion::V1_3,
+            },
+        };
+        Ok(Self {
+            upstreams,
             upstream_timeout: args.upstream_timeout,
-            tls: trust.client_config()?,
+            tls: Arc::new(Tls::new(trust)?),
             routes: args.route,
             default_routes: !args.no_default_routes,
             cgroup_root: args.cgroup_root,

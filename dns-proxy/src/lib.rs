@@ -12,6 +12,7 @@ pub mod datapath;
 pub mod duration;
 pub mod exec;
 pub mod host;
+pub mod pin;
 mod polled;
 pub mod pulse;
 pub mod route;

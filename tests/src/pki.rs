@@ -2,10 +2,12 @@
 
 use crate::leftovers::scratch_dir;
 use anyhow::{Context, Result};
+use data_encoding::BASE64;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
+use ring::digest::{SHA256, digest};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,22 +27,21 @@ pub struct Pki {
 pub struct Identity {
     /// The certificate.
     pub certificate: CertificateDer<'static>,
-    /// The certificate's file, PEM.
+    /// What is sent with it: certificates of authorities.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The file of all these, PEM.
     pub certificate_file: PathBuf,
     /// The key's file, PEM.
     pub key_file: PathBuf,
-    /// The public key as it stands in the certificate (SubjectPublicKeyInfo), for pins.
-    pub spki: Vec<u8>,
+    /// The fingerprint of the public key, as `--pin` takes it.
+    pub pin: String,
     key: Vec<u8>,
 }
 
 impl Pki {
     /// A new authority.
     pub fn new() -> Result<Self> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "dns-proxy test authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = authority("dns-proxy test authority");
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let dir = scratch_dir()?;
         fs::write(dir.path().join("ca.pem"), issuer.pem()).context("write ca.pem")?;
@@ -70,19 +71,54 @@ impl Pki {
         self.sign(&params)
     }
 
+    /// One that is not valid before the year 4000.
+    pub fn early_server(&self, names: &[&str]) -> Result<Identity> {
+        let mut params = params(names)?;
+        params.not_before = date_time_ymd(4000, 1, 1);
+        params.not_after = date_time_ymd(4001, 1, 1);
+        self.sign(&params)
+    }
+
+    /// One that nobody has signed but the server itself.
+    pub fn self_signed_server(&self, names: &[&str]) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        self.identity(&key, &params(names)?.self_signed(&key)?, None)
+    }
+
+    /// One that an authority has signed which is itself signed by this one, and that authority's pin.
+    pub fn chained_server(&self, names: &[&str]) -> Result<(Identity, String)> {
+        let middle = KeyPair::generate()?;
+        let pin = pin(&middle);
+        let params_of_middle = authority("dns-proxy test authority in between");
+        let middle = CertifiedIssuer::signed_by(params_of_middle, middle, &self.issuer)?;
+        let key = KeyPair::generate()?;
+        let certificate = params(names)?.signed_by(&key, &middle)?;
+        Ok((self.identity(&key, &certificate, Some(middle.as_ref()))?, pin))
+    }
+
     fn sign(&self, params: &CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
+        self.identity(&key, &params.signed_by(&key, &self.issuer)?, None)
+    }
+
+    fn identity(
+        &self,
+        key: &KeyPair,
+        certificate: &Certificate,
+        middle: Option<&Certificate>,
+    ) -> Result<Identity> {
         let number = self.issued.fetch_add(1, Ordering::Relaxed);
         let file = |kind: &str| self.dir.path().join(format!("server-{number}-{kind}.pem"));
         let (certificate_file, key_file) = (file("cert"), file("key"));
-        fs::write(&certificate_file, certificate.pem()).context("write a certificate")?;
+        let pem = certificate.pem() + &middle.map(Certificate::pem).unwrap_or_default();
+        fs::write(&certificate_file, pem).context("write a certificate")?;
         fs::write(&key_file, key.serialize_pem()).context("write a key")?;
         Ok(Identity {
             certificate: certificate.der().clone(),
+            chain: middle.iter().map(|middle| middle.der().clone()).collect(),
             certificate_file,
             key_file,
-            spki: rcgen::PublicKeyData::subject_public_key_info(&key),
+            pin: pin(key),
             key: key.serialize_der(),
         })
     }
@@ -93,6 +129,20 @@ impl Identity {
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.clone()).into()
     }
+}
+
+fn authority(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+/// RFC 7858 section 4.2.
+fn pin(key: &KeyPair) -> String {
+    let spki = rcgen::PublicKeyData::subject_public_key_info(key);
+    format!("sha256/{}", BASE64.encode(digest(&SHA256, &spki).as_ref()))
 }
 
 fn params(names: &[&str]) -> Result<CertificateParams> {

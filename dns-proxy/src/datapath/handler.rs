@@ -114,8 +114,12 @@ impl Handler {
     async fn resolve(&self, query: &Query, room: Room, asker: &Asker) -> Result<Reply, Failure> {
         match self.route(query, room, asker)? {
             Way::Encrypted(group) => {
-                let answer = self.pools[group].exchange(query.to_upstream()).await?;
-                let answer = response::relay(query, &answer, room)?;
+                let mut response = self.pools[group].exchange(query.to_upstream()).await?;
+                if !response.authenticated {
+                    self.stats.unauthenticated.add();
+                    withdraw_ad(query, &mut response.message);
+                }
+                let answer = response::relay(query, &response.message, room)?;
                 self.stats.encrypted.add();
                 Ok(answer.into())
             }
@@ -125,9 +129,7 @@ impl Handler {
                 let exchange =
                     self.plain.exchange(outlet, &nameservers, &message, room.transport());
                 let mut answer = Box::pin(exchange).await?;
-                if !query.is_intact() {
-                    answer[3] &= !flag::AD; // nobody authenticated it (RFC 6840 section 5.8)
-                }
+                withdraw_ad(query, &mut answer);
                 Ok(response::relay(query, &answer, room)?.into())
             }
             Way::Transfer(nameservers) => {
@@ -173,6 +175,13 @@ impl Handler {
         self.stats.failed.add();
         debug!(%failure, "query failed");
         response::fail(query, failure)
+    }
+}
+
+/// Nobody authenticated whoever says that the data are authentic (RFC 6840 section 5.8).
+fn withdraw_ad(query: &Query, answer: &mut [u8]) {
+    if !query.is_intact() {
+        answer[3] &= !flag::AD;
     }
 }
 

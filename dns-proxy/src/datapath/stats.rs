@@ -9,6 +9,8 @@ pub struct Stats {
     pub queries: Counter,
     /// Answered from upstream, so over TLS.
     pub encrypted: Counter,
+    /// Those of them whose upstream was not authenticated, because the operator does not insist.
+    pub unauthenticated: Counter,
     /// Answered with an error of our own: no upstream, or not to be forwarded.
     pub failed: Counter,
     /// Sent to a nameserver in plaintext because a route says so, answered or not.

@@ -1,15 +1,12 @@
 //! One `--route`, as people write it: `ZONE=TARGET`.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-};
+use std::{net::SocketAddr, str::FromStr};
 
 use dns_proxy_common::DNS_PORT;
 use thiserror::Error;
 
 use super::zone::{Zone, ZoneError};
-use crate::addr::{UpstreamAddr, UpstreamAddrError};
+use crate::addr::{self, UpstreamAddr, UpstreamAddrError};
 
 /// What an operator says of a zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,10 +88,10 @@ impl FromStr for Target {
             _ if text.contains("://") => return Ok(Self::Tls(text.parse()?)),
             _ => {}
         }
-        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-        let ip = bare.parse().map(|ip: IpAddr| SocketAddr::new(ip, DNS_PORT));
-        let address = ip.or_else(|_| text.parse::<SocketAddr>());
-        let address = address.map_err(|_| RouteError::Target(text.to_owned()))?;
+        let address = addr::ip(text)
+            .map(|ip| SocketAddr::new(ip, DNS_PORT))
+            .or_else(|| text.parse().ok())
+            .ok_or_else(|| RouteError::Target(text.to_owned()))?;
         if address.port() == 0 {
             return Err(RouteError::Port(text.to_owned()));
         }

@@ -11,7 +11,6 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     io,
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 
@@ -22,11 +21,11 @@ use tokio::{
     sync::Notify,
     time::{Instant, timeout},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::client::TlsStream;
 use tracing::debug;
 
 use super::{
-    ExchangeError, Settings,
+    ExchangeError, Response, Settings,
     dial::{connection_error, dial},
     outstanding::{Answer, Outstanding},
     server::Server,
@@ -79,7 +78,7 @@ pub enum ConnectionError {
     Tls {
         /// Which server.
         upstream: UpstreamAddr,
-        /// The TLS library's words.
+        /// What is wrong, and what was wanted.
         reason: String,
     },
     /// The server owes answers and is silent.
@@ -152,6 +151,8 @@ enum Delivery {
 pub(super) struct Connection {
     server: Rc<Server>,
     phase: Cell<Phase>,
+    /// The server is known to be the one that was meant.
+    authenticated: Cell<bool>,
     /// Framed messages that wait to be written.
     outbox: RefCell<Vec<u8>>,
     /// Wakes the writer.
@@ -177,6 +178,7 @@ impl Connection {
         Rc::new(Self {
             server: Rc::clone(server),
             phase: Cell::new(Phase::Dialling),
+            authenticated: Cell::new(false),
             outbox: RefCell::default(),
             queued: Notify::new(),
             table: RefCell::default(),
@@ -193,19 +195,21 @@ impl Connection {
     /// Dials, then reads and writes until something ends it; says what. `up` is called in between.
     pub(super) async fn run(&self, settings: &Settings, up: impl FnOnce()) -> ConnectionError {
         let upstream = self.server.addr();
-        let connector = TlsConnector::from(Arc::clone(&settings.tls));
         let limit = DIAL_TIMEOUT.min(settings.timeout * 2 / 5);
-        let stream = match timeout(limit, dial(upstream, &connector, &*settings.exempt)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return error,
-            Err(_) => return ConnectionError::Unreachable { upstream: upstream.clone() },
-        };
+        let (stream, doubt) =
+            match timeout(limit, dial(upstream, self.server.tls(), &*settings.exempt)).await {
+                Ok(Ok(secured)) => secured,
+                Ok(Err(error)) => return error,
+                Err(_) => return ConnectionError::Unreachable { upstream: upstream.clone() },
+            };
         debug!(
             %upstream,
             version = ?stream.get_ref().1.protocol_version(),
             handshake = ?stream.get_ref().1.handshake_kind(),
             "connected"
         );
+        self.authenticated.set(doubt.is_none());
+        self.server.authenticated(doubt);
         self.phase.set(Phase::Up);
         up();
         let (reader, writer) = tokio::io::split(stream);
@@ -432,7 +436,8 @@ impl Connection {
         if self.probe.borrow_mut().take_if(|(probe, _)| *probe == id).is_none() {
             self.answered.update(|answered| answered + 1);
             self.server.rtt.answer(took);
-            query.settle(Ok(message.to_vec()));
+            let authenticated = self.authenticated.get();
+            query.settle(Ok(Response { message: message.to_vec(), authenticated }));
         }
         Delivery::Taken
     }

@@ -3,11 +3,13 @@
 use std::{io, net::SocketAddr, os::fd::AsFd as _};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio::net::TcpSocket;
 use tracing::debug;
 
-use super::{ConnectionError, Exempt, tls};
+use super::{
+    ConnectionError, Exempt,
+    tls::{self, Secured, TlsClient},
+};
 use crate::addr::UpstreamAddr;
 
 /// When the kernel gives up on unacknowledged data (`TCP_USER_TIMEOUT`, RFC 5482), milliseconds.
@@ -19,9 +21,9 @@ const TCP_USER_TIMEOUT_MS: u32 = 5_000;
 /// Why there is no connection that may be trusted.
 pub(super) async fn dial(
     upstream: &UpstreamAddr,
-    connector: &TlsConnector,
+    tls: &TlsClient,
     exempt: &dyn Exempt,
-) -> Result<TlsStream<TcpStream>, ConnectionError> {
+) -> Result<Secured, ConnectionError> {
     let connected = async {
         let socket = match upstream.socket_addr() {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
@@ -37,7 +39,7 @@ pub(super) async fn dial(
         let stream = socket.connect(upstream.socket_addr()).await?;
         // What there is to send is sent in one piece anyway, and must not wait for an ACK.
         stream.set_nodelay(true)?;
-        connector.connect(tls::server_name(upstream), stream).await
+        tls.connect(stream).await
     };
     connected.await.map_err(|error: io::Error| connection_error(upstream, &error))
 }
@@ -45,11 +47,8 @@ pub(super) async fn dial(
 /// What an I/O error on a connection means.
 pub(super) fn connection_error(upstream: &UpstreamAddr, error: &io::Error) -> ConnectionError {
     let upstream = upstream.clone();
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some();
-    let reason = error.to_string();
-    if tls {
-        ConnectionError::Tls { upstream, reason }
-    } else {
-        ConnectionError::Io { upstream, reason }
+    match tls::reason(error) {
+        Some(reason) => ConnectionError::Tls { upstream, reason },
+        None => ConnectionError::Io { upstream, reason: error.to_string() },
     }
 }

@@ -27,7 +27,7 @@ pub use outlet::{Interfaces, Network, Outlet, OwnNetwork, Side};
 pub use plain::{Nameservers, Plain, PlainError, Transfer, Transport};
 pub use pool::Pool;
 use thiserror::Error;
-pub use tls::{TlsError, Trust};
+pub use tls::{Profile, RootSources, Tls, TlsError, TlsVersion, Trust};
 
 use crate::addr::UpstreamAddr;
 
@@ -48,9 +48,18 @@ pub struct Settings {
     /// The whole time that a query may take.
     pub timeout: Duration,
     /// How servers are authenticated.
-    pub tls: Arc<rustls::ClientConfig>,
+    pub tls: Arc<Tls>,
     /// Marks our own sockets.
     pub exempt: Arc<dyn Exempt>,
+}
+
+/// The answer to a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// A header at least.
+    pub message: Vec<u8>,
+    /// Whether the server is known to be the one that was meant.
+    pub authenticated: bool,
 }
 
 /// Why there is no answer to a message.

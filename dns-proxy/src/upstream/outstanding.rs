@@ -9,11 +9,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::ExchangeError;
+use super::{ExchangeError, Response};
 use crate::wire::{self, HEADER_LEN, Question};
 
 /// What whoever asked gets.
-type Outcome = Result<Vec<u8>, ExchangeError>;
+type Outcome = Result<Response, ExchangeError>;
 
 /// Shared by whoever waits for the answer and by all who owe it: connections, or the pool while
 /// there is none. One thread, so no locks.
@@ -144,11 +144,13 @@ mod tests {
     #[test]
     fn a_query_is_settled_once_and_called_off_by_dropping_its_answer() {
         let (query, answer) = outstanding();
-        query.settle(Ok(vec![1]));
-        query.settle(Ok(vec![2]));
+        let [first, second] =
+            [1, 2].map(|n| Ok(Response { message: vec![n], authenticated: true }));
+        query.settle(first.clone());
+        query.settle(second);
         assert!(!query.is_wanted());
         let mut context = Context::from_waker(Waker::noop());
-        assert_eq!(Pin::new(&mut { answer }).poll(&mut context), Poll::Ready(Ok(vec![1])));
+        assert_eq!(Pin::new(&mut { answer }).poll(&mut context), Poll::Ready(first));
 
         let (query, answer) = outstanding();
         assert!(query.is_wanted());

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    ConnectionError, ExchangeError, Settings,
+    ConnectionError, ExchangeError, Response, Settings,
     connection::Connection,
     outstanding::Outstanding,
     server::{PAUSE, Server},
@@ -56,8 +56,11 @@ pub(super) struct Inner {
 impl Pool {
     /// A pool without connections; the first query opens one.
     pub fn new(settings: Settings) -> Self {
-        let upstreams = settings.upstreams.iter().cloned().enumerate();
-        let servers = upstreams.map(|(index, addr)| Rc::new(Server::new(index, addr))).collect();
+        let upstreams = settings.upstreams.iter().enumerate();
+        let servers = upstreams
+            .map(|(index, addr)| Server::new(index, addr.clone(), settings.tls.client(addr)))
+            .map(Rc::new)
+            .collect();
         Self {
             inner: Rc::new(Inner {
                 settings,
@@ -75,7 +78,7 @@ impl Pool {
     ///
     /// # Errors
     /// No answer within the configured time, and why.
-    pub async fn exchange(&self, message: Vec<u8>) -> Result<Vec<u8>, ExchangeError> {
+    pub async fn exchange(&self, message: Vec<u8>) -> Result<Response, ExchangeError> {
         let inner = &self.inner;
         let now = Instant::now();
         let deadline = now + inner.settings.timeout;

@@ -3,13 +3,14 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{ConnectionError, connection::Connection, rtt::Rtt};
+use super::{ConnectionError, connection::Connection, rtt::Rtt, tls::TlsClient};
 use crate::addr::UpstreamAddr;
 
 /// How often a server that refuses is dialled while none answers.
@@ -28,6 +29,7 @@ pub(super) struct Server {
     /// Its place in the order of preference.
     pub(super) index: usize,
     addr: UpstreamAddr,
+    tls: Arc<TlsClient>,
     /// Where queries go.
     pub(super) main: RefCell<Option<Rc<Connection>>>,
     /// Takes over at once when the main one ends.
@@ -40,6 +42,8 @@ pub(super) struct Server {
     pub(super) rtt: Rtt,
     failed: RefCell<Option<Failed>>,
     ended_early: Cell<Option<Instant>>,
+    /// Why it is used without being authenticated, if it is.
+    doubt: RefCell<Option<String>>,
 }
 
 /// A server's last failure.
@@ -51,10 +55,11 @@ struct Failed {
 }
 
 impl Server {
-    pub(super) fn new(index: usize, addr: UpstreamAddr) -> Self {
+    pub(super) fn new(index: usize, addr: UpstreamAddr, tls: Arc<TlsClient>) -> Self {
         Self {
             index,
             addr,
+            tls,
             main: RefCell::default(),
             spare: RefCell::default(),
             alone: Cell::new(0),
@@ -62,11 +67,17 @@ impl Server {
             rtt: Rtt::default(),
             failed: RefCell::default(),
             ended_early: Cell::new(None),
+            doubt: RefCell::default(),
         }
     }
 
     pub(super) fn addr(&self) -> &UpstreamAddr {
         &self.addr
+    }
+
+    /// Makes the TLS connections to it.
+    pub(super) fn tls(&self) -> &TlsClient {
+        &self.tls
     }
 
     /// The connection to ask on, if there is one: the spare one takes the place of a main one that
@@ -139,6 +150,19 @@ impl Server {
         }
         let times = failed.as_ref().map_or(0, |before| before.times).saturating_add(1);
         *failed = Some(Failed { at: Instant::now(), times, error: error.clone() });
+    }
+
+    /// Notes whether it is authenticated; says so if that has changed.
+    pub(super) fn authenticated(&self, doubt: Option<String>) {
+        let before = self.doubt.replace(doubt);
+        let doubt = self.doubt.borrow();
+        match &*doubt {
+            Some(reason) if before != *doubt => {
+                warn!(upstream = %self.addr, reason, "upstream is used without being authenticated");
+            }
+            None if before.is_some() => info!(upstream = %self.addr, "upstream is authenticated"),
+            Some(_) | None => {}
+        }
     }
 
     /// Notes that a connection ended with queries unanswered.

@@ -20,6 +20,7 @@ use rustls::crypto::ring;
 use rustls::{ALL_VERSIONS, ServerConfig, SupportedProtocolVersion};
 use shared::Shared;
 use std::net::SocketAddr;
+use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
@@ -144,10 +145,11 @@ impl Acceptor {
 }
 
 fn server_config(identity: &Identity, tls: &Tls) -> Result<ServerConfig> {
+    let certificates = [slice::from_ref(&identity.certificate), &identity.chain].concat();
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&tls.versions)?
         .with_no_client_auth()
-        .with_single_cert(vec![identity.certificate.clone()], identity.key())?;
+        .with_single_cert(certificates, identity.key())?;
     config.alpn_protocols = tls.alpn.iter().map(|alpn| alpn.clone().into_bytes()).collect();
     Ok(config)
 }

@@ -72,6 +72,7 @@ fn mistakes_on_the_command_line_are_named_with_their_remedy() -> Result<()> {
     let upstream = |text: &str| format!("{l} --upstream {text}");
     let with = |text: &str| format!("{l} {text}");
     let forms = "ADDR[:PORT][#NAME]";
+    let pin = "sha256/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
     let lines: Vec<(String, Vec<&str>)> = vec![
         (String::new(), vec!["Usage:"]),
         ("fly".into(), vec!["fly", "--help"]),
@@ -79,6 +80,7 @@ fn mistakes_on_the_command_line_are_named_with_their_remedy() -> Result<()> {
         (with("--fly"), vec!["--fly", "--help"]),
         (with("extra"), vec!["extra", "--help"]),
         (upstream("dns.quad9.net"), vec!["dns.quad9.net", "not an IP address", forms]),
+        (upstream("dns.quad9.net"), vec!["put its address in front", "ADDR#NAME"]),
         (upstream("1.1.1"), vec!["1.1.1", forms]),
         (upstream("1.1.1.1:99999"), vec!["1.1.1.1:99999", forms]),
         (upstream("1.1.1.1:0"), vec!["1.1.1.1:0", "port 0"]),
@@ -92,6 +94,13 @@ fn mistakes_on_the_command_line_are_named_with_their_remedy() -> Result<()> {
         (with("--upstream-timeout=-1s"), vec!["`-1s`", "such as 2s"]),
         (with("--upstream-timeout 1ms"), vec!["1ms", "10ms", "60s"]),
         (with("--upstream-timeout 1h"), vec!["1h", "10ms", "60s"]),
+        (with("--pin 1.1.1.1"), vec!["`1.1.1.1`", "ADDR[:PORT]=sha256/BASE64"]),
+        (with("--pin one.one=sha256/AAAA"), vec!["sha256/AAAA", "32 octets"]),
+        (with(&format!("--pin one.one={pin}")), vec!["`one.one`", "ADDR[:PORT]"]),
+        (with(&format!("--pin 9.9.9.9={pin}")), vec!["9.9.9.9=sha256/", "no upstream is at"]),
+        (with(&format!("--pin 1.1.1.1:8853={pin}")), vec!["1.1.1.1:8853=sha256/", "no upstream"]),
+        (with("--profile lax"), vec!["lax", "strict", "opportunistic"]),
+        (with("--tls-min 1.1"), vec!["1.1", "1.2", "1.3"]),
         (with("--workers 0"), vec!["0", "1..=1024"]),
         (with("--workers many"), vec!["many"]),
         (with("--log loud"), vec!["loud"]),
@@ -155,6 +164,8 @@ fn mistakes_in_the_environment_are_named_too() -> Result<()> {
             &["--guard on"],
         ),
         variables(&[("DNS_PROXY_NO_SYSTEM_ROOTS", "perhaps")], &["perhaps"]),
+        variables(&[("DNS_PROXY_PIN", "1.1.1.1")], &["sha256/BASE64"]),
+        variables(&[("DNS_PROXY_PROFILE", "lax")], &["lax", "opportunistic"]),
         variables(&[("DNS_PROXY_CA", "/missing/ca.pem")], &["/missing/ca.pem"]),
         variables(
             &[("DNS_PROXY_UPSTREAM_SERVER", "dns.google")],
@@ -264,7 +275,8 @@ fn a_forwarder_on_a_high_port_runs_as_nobody() -> Result<()> {
 #[test]
 fn the_help_mentions_every_flag_and_its_variable() -> Result<()> {
     let shared = ["upstream", "upstream-timeout", "ca", "no-system-roots", "cgroup-root"];
-    let shared = [&shared[..], &["workers", "log"]].concat();
+    let trust = ["pin", "profile", "tls-min"];
+    let shared = [&shared[..], &trust, &["workers", "log"]].concat();
     let own = ["cgroup", "exclude-cgroup", "listen", "allow-from"];
     let help = |args: &[&str]| output(Command::new(Daemon::program()?).args(args));
     for (command, flags) in [("run", [&shared[..], &own].concat()), ("exec", shared.clone())] {

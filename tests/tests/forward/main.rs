@@ -1,10 +1,12 @@
 //! The forwarder on the real network stack: what clients send, what reaches the upstream, and what
 //! comes back, byte for byte; and what the command line says to mistakes.
 
+mod authentication;
 mod cli;
 mod client;
 mod message;
 mod packets;
+mod pins;
 mod place;
 mod plain;
 mod real_servers;

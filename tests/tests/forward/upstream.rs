@@ -6,26 +6,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use dns_proxy_tests::{
-    Close, DotServer, Identity, Orders, Pki, Reply, Zone, dot_server::Tls, eventually,
-    zone::Transport,
-};
+use dns_proxy_tests::{Close, DotServer, Orders, Reply, Zone, eventually, zone::Transport};
 use hickory_proto::{op::Message, rr::rdata::opt::EdnsOption};
-use rustls::{
-    ProtocolVersion, SupportedProtocolVersion,
-    version::{TLS12, TLS13},
-};
 
 use crate::{
     client::{Burst, Udp},
     packets::{A, KEEPALIVE, SERVFAIL, Summary, plain_opt, query},
-    place::{LIMIT, NAME, NAMED_UPSTREAM, Place, Setting, UPSTREAM},
+    place::{LIMIT, NAMED_UPSTREAM, Place, Setting, UPSTREAM},
 };
 
 /// The extended error of a server that could not be talked to (RFC 8914 section 4.24).
-const NETWORK_ERROR: u16 = 23;
-const SECOND: &str = "127.0.0.2:853";
-const NAMED_SECOND: &str = "127.0.0.2:853#dns.test";
+pub(crate) const NETWORK_ERROR: u16 = 23;
+pub(crate) const SECOND: &str = "127.0.0.2:853";
+pub(crate) const NAMED_SECOND: &str = "127.0.0.2:853#dns.test";
 
 /// Sends a burst over UDP and checks that every query gets its own answer.
 fn burst(setting: &Setting, prefix: &str, count: u16) -> Result<Vec<u16>> {
@@ -268,7 +261,7 @@ fn a_silent_connection_of_a_single_query_does_not_end_that_of_all_others() -> Re
 
 /// A client with EDNS is told why, one without is just told; neither waits much longer than the
 /// half second that the daemon is given.
-fn check_fails(place: &Place, code: u16) -> Result<()> {
+pub(crate) fn check_fails(place: &Place, code: u16) -> Result<()> {
     let client = place.udp()?;
     let started = Instant::now();
     let answer = Summary::of(&client.ask(&query(7, "www.example.test", A, &[&plain_opt()]))?)?;
@@ -278,92 +271,6 @@ fn check_fails(place: &Place, code: u16) -> Result<()> {
     let answer = Summary::of(&client.ask(&query(7, "www.example.test", A, &[]))?)?;
     ensure!(answer.rcode == SERVFAIL && !answer.opt, "{answer:?}");
     Ok(())
-}
-
-/// The upstream has this certificate: it gets no query, the client an error, the log the reason.
-fn check_refused(make: impl Fn(&Pki) -> Result<Identity>, reason: &str) -> Result<()> {
-    let place = Place::new()?;
-    let server = DotServer::start(&place.netns, &[UPSTREAM.parse()?], &make(&place.pki)?)?;
-    let daemon = place.daemon(&[NAMED_UPSTREAM], &["--upstream-timeout", "500ms"])?;
-    check_fails(&place, NETWORK_ERROR)?;
-    daemon.wait_for_log(reason, LIMIT)?;
-    let journal = server.journal();
-    ensure!(journal.queries.is_empty(), "a query leaked to a server without a name");
-    ensure!(journal.handshakes.iter().all(|handshake| !handshake.resumed));
-    Ok(())
-}
-
-#[test]
-fn a_certificate_for_another_name_is_refused() -> Result<()> {
-    check_refused(|pki| pki.server(&["other.test"]), "not valid for name")
-}
-
-#[test]
-fn a_certificate_for_the_address_alone_does_not_do_for_a_name() -> Result<()> {
-    check_refused(|pki| pki.server(&["127.0.0.1"]), "not valid for name")
-}
-
-#[test]
-fn an_expired_certificate_is_refused() -> Result<()> {
-    check_refused(|pki| pki.expired_server(&[NAME]), "expired")
-}
-
-#[test]
-fn a_certificate_of_an_unknown_authority_is_refused() -> Result<()> {
-    check_refused(|_| Pki::new()?.server(&[NAME]), "invalid peer certificate")
-}
-
-#[test]
-fn a_name_or_an_address_in_the_certificate_is_accepted_as_asked() -> Result<()> {
-    for (upstream, addr, held, server_name) in [
-        ("127.0.0.1:853#dns.test", "127.0.0.1:853", "dns.test", Some("dns.test")),
-        ("tls://127.0.0.1:853#DNS.Test", "127.0.0.1:853", "dns.test", Some("dns.test")),
-        ("127.0.0.1:853#a.dns.test", "127.0.0.1:853", "*.dns.test", Some("a.dns.test")),
-        ("127.0.0.1", "127.0.0.1:853", "127.0.0.1", None),
-        ("[::1]:8853", "[::1]:8853", "::1", None),
-        ("[::1]:8853#dns.test", "[::1]:8853", "dns.test", Some("dns.test")),
-    ] {
-        let place = Place::new()?;
-        let identity = place.pki.server(&[held])?;
-        let server = DotServer::start(&place.netns, &[addr.parse()?], &identity)?;
-        let _daemon = place.daemon(&[upstream], &[])?;
-        place.udp()?.resolve("www.example.test").with_context(|| upstream.to_owned())?;
-        let shown = server.journal().handshakes[0].server_name.clone();
-        ensure!(shown.map(|name| name.to_lowercase()).as_deref() == server_name, "{upstream}");
-    }
-    Ok(())
-}
-
-fn check_tls(
-    version: &'static SupportedProtocolVersion,
-    expected: ProtocolVersion,
-    alpn: &[&str],
-) -> Result<()> {
-    let place = Place::new()?;
-    let tls = Tls { versions: vec![version], alpn: alpn.iter().map(ToString::to_string).collect() };
-    let (addr, identity) = (UPSTREAM.parse()?, place.identity()?);
-    let server = DotServer::start_with(&place.netns, &[addr], &identity, &tls)?;
-    let _daemon = place.daemon(&[NAMED_UPSTREAM], &[])?;
-    let client = place.udp()?;
-    client.resolve("a.example.test")?;
-    server.disconnect(Close::Orderly);
-    ensure!(eventually(LIMIT, || server.journal().open == 0));
-    client.resolve("b.example.test")?;
-    let journal = server.journal();
-    for handshake in &journal.handshakes {
-        ensure!(handshake.version == Some(expected), "{handshake:?}");
-        ensure!(handshake.alpn.as_deref() == alpn.first().copied(), "{handshake:?}");
-    }
-    ensure!(journal.resumed() == 1, "the second handshake is a full one");
-    Ok(())
-}
-
-#[test]
-fn tls_1_3_and_1_2_work_with_and_without_alpn_and_sessions_are_resumed() -> Result<()> {
-    check_tls(&TLS13, ProtocolVersion::TLSv1_3, &["dot"])?;
-    check_tls(&TLS13, ProtocolVersion::TLSv1_3, &[])?;
-    check_tls(&TLS12, ProtocolVersion::TLSv1_2, &["dot"])?;
-    check_tls(&TLS12, ProtocolVersion::TLSv1_2, &[])
 }
 
 #[test]
@@ -440,18 +347,6 @@ fn the_log_has_the_reason_also_when_it_changes() -> Result<()> {
     let _server = DotServer::start(&place.netns, &[UPSTREAM.parse()?], &wrong)?;
     check_fails(&place, NETWORK_ERROR)?;
     daemon.wait_for_log("certificate", Duration::from_secs(1))
-}
-
-#[test]
-fn the_second_upstream_answers_when_the_first_has_a_wrong_certificate() -> Result<()> {
-    let place = Place::new()?;
-    let wrong = place.pki.server(&["other.test"])?;
-    let one = DotServer::start(&place.netns, &[UPSTREAM.parse()?], &wrong)?;
-    let two = place.upstream_at(SECOND)?;
-    let _daemon = place.daemon(&[NAMED_UPSTREAM, NAMED_SECOND], &[])?;
-    place.udp()?.resolve("www.example.test")?;
-    ensure!(one.journal().queries.is_empty() && two.journal().queries.len() == 1);
-    Ok(())
 }
 
 #[test]
