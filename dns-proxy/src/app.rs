@@ -71,6 +71,7 @@ impl App {
             upstreams: config.upstreams.clone(),
             timeout: config.upstream_timeout,
             tls: Arc::clone(&config.tls),
+            strip_subnets: config.strip_subnets,
             exempt,
         };
         if config.scope.select.is_empty() {

@@ -133,6 +133,12 @@ pub struct SharedArgs {
     #[arg(help_heading = "Upstream")]
     pub tls_min: TlsMin,
 
+    /// Do not pass on what clients say of their subnet (EDNS Client Subnet, RFC 7871). We never add any
+    /// ourselves.
+    #[arg(long, env = "DNS_PROXY_STRIP_ECS", value_parser = BoolishValueParser::new())]
+    #[arg(action = ArgAction::SetTrue, help_heading = "Upstream")]
+    pub strip_ecs: bool,
+
     /// Where the names of a zone go instead, the longest zone of a name being the one that counts:
     /// `original` (the nameserver that was asked, in plaintext), `ADDR[:PORT]` (this one, in
     /// plaintext, from the host's network), `tls://ADDR[:PORT][#NAME]`, `refuse` or `nxdomain`.

@@ -43,6 +43,8 @@ pub struct Config {
     pub upstream_timeout: Duration,
     /// How upstreams are authenticated.
     pub tls: Arc<Tls>,
+    /// Whether clients' subnets are kept back.
+    pub strip_subnets: bool,
     /// `--route`, none of which contradicts another.
     pub routes: Vec<Route>,
     /// Whether the built-in routes hold.
@@ -176,6 +178,7 @@ impl Config {
             upstreams,
             upstream_timeout: args.upstream_timeout,
             tls: Arc::new(Tls::new(trust)?),
+            strip_subnets: args.strip_ecs,
             routes: args.route,
             default_routes: !args.no_default_routes,
             cgroup_root: args.cgroup_root,

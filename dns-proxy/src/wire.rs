@@ -51,6 +51,8 @@ pub mod rr_type {
 
 /// EDNS option codes (IANA registry "DNS EDNS0 Option Codes").
 pub mod option_code {
+    /// The client's subnet (RFC 7871).
+    pub const CLIENT_SUBNET: u16 = 8;
     /// DNS cookies (RFC 7873).
     pub const COOKIE: u16 = 10;
     /// TCP keepalive (RFC 7828).

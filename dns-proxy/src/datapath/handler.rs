@@ -33,6 +33,7 @@ pub struct Handler {
     pools: Vec<Pool>,
     plain: Plain,
     routes: RefCell<Arc<Routes>>,
+    strip_subnets: bool,
     stats: Arc<Stats>,
 }
 
@@ -68,6 +69,7 @@ impl Handler {
             pools: pools.collect(),
             plain: Plain::new(settings),
             routes: RefCell::new(routes),
+            strip_subnets: settings.strip_subnets,
             stats,
         }
     }
@@ -104,10 +106,15 @@ impl Handler {
 
     /// The query, or what is said to something that is none.
     fn parse(&self, message: &[u8]) -> Result<Query, Option<Vec<u8>>> {
-        Query::parse(message).inspect(|_| self.stats.queries.add()).map_err(|reason| {
+        let mut query = Query::parse(message).map_err(|reason| {
             self.stats.malformed.add();
             response::reject(message, reason)
-        })
+        })?;
+        self.stats.queries.add();
+        if self.strip_subnets {
+            query.strip_subnet();
+        }
+        Ok(query)
     }
 
     /// What is seldom waited for is in boxes: every query pays for the size of this.

@@ -172,6 +172,27 @@ impl Query {
         self.flags()[1] & flag::AD != 0 || self.edns.as_ref().is_some_and(Edns::dnssec_ok)
     }
 
+    /// Takes the client's subnet out of what is passed on (RFC 7871). What stays is the wish that
+    /// nobody add one, which has a prefix of no bits (section 7.1.2), and what is signed.
+    pub fn strip_subnet(&mut self) {
+        let Some(edns) = self.edns.as_mut().filter(|_| !self.intact) else {
+            return;
+        };
+        let tells = |option: &[u8]| option.get(OPTION_HEADER_LEN + 2).is_some_and(|bits| *bits > 0);
+        let kept: Vec<_> = options(&self.message[edns.options.clone()])
+            .flatten()
+            .filter(|(code, option)| *code != option_code::CLIENT_SUBNET || !tells(option))
+            .flat_map(|(_, option)| option)
+            .copied()
+            .collect();
+        let start = edns.options.start;
+        self.message.truncate(start);
+        self.message[start - 2..].copy_from_slice(&(kept.len() as u16).to_be_bytes());
+        self.message.extend_from_slice(&kept);
+        edns.options.end = self.message.len();
+        edns.record.end = self.message.len();
+    }
+
     /// The message for upstream, with the client's transaction id still in it.
     pub fn to_upstream(&self) -> Vec<u8> {
         if self.intact {
@@ -349,6 +370,34 @@ mod tests {
         let codes: Vec<u16> =
             options(&sent[edns.options]).flatten().map(|(code, _)| code).collect();
         assert_eq!(codes, [0xfde9, option_code::TCP_KEEPALIVE, option_code::PADDING]);
+    }
+
+    #[test]
+    fn the_subnet_is_stripped_and_the_wish_for_none_is_not() {
+        const TELLS: &[u8] = b"\0\x08\0\x07\0\x01\x18\0\xc0\0\x02";
+        const NONE: &[u8] = b"\0\x08\0\x04\0\x01\0\0";
+        const OTHER: &[u8] = b"\xfd\xe9\0\x01x";
+        for (sent, left) in [
+            ([TELLS, OTHER].concat(), OTHER.to_vec()),
+            ([OTHER, TELLS].concat(), OTHER.to_vec()),
+            ([NONE, OTHER].concat(), [NONE, OTHER].concat()),
+            (b"\0\x08\0\0".to_vec(), b"\0\x08\0\0".to_vec()),
+        ] {
+            let opt = [&OPT_DO[..9], &[0, sent.len() as u8], &sent].concat();
+            let mut query = Query::parse(&message(&[&opt])).expect("well formed");
+            query.strip_subnet();
+            let expected = message(&[&[&OPT_DO[..9], &[0, left.len() as u8], &left].concat()]);
+            assert_eq!(query.message, expected, "{sent:02x?}");
+            let passed = Query::parse(&query.to_upstream()).expect("well formed");
+            assert!(
+                passed.edns.is_some_and(|edns| passed.message[edns.options].starts_with(&left))
+            );
+
+            let signed = message(&[&opt, TSIG]);
+            let mut query = Query::parse(&signed).expect("well formed");
+            query.strip_subnet();
+            assert_eq!(query.to_upstream(), signed);
+        }
     }
 
     #[test]

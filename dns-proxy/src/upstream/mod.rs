@@ -49,6 +49,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// How servers are authenticated.
     pub tls: Arc<Tls>,
+    /// Clients' subnets are not passed on.
+    pub strip_subnets: bool,
     /// Marks our own sockets.
     pub exempt: Arc<dyn Exempt>,
 }

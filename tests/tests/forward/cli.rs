@@ -275,7 +275,7 @@ fn a_forwarder_on_a_high_port_runs_as_nobody() -> Result<()> {
 #[test]
 fn the_help_mentions_every_flag_and_its_variable() -> Result<()> {
     let shared = ["upstream", "upstream-timeout", "ca", "no-system-roots", "cgroup-root"];
-    let trust = ["pin", "profile", "tls-min"];
+    let trust = ["pin", "profile", "tls-min", "strip-ecs"];
     let shared = [&shared[..], &trust, &["workers", "log"]].concat();
     let own = ["cgroup", "exclude-cgroup", "listen", "allow-from"];
     let help = |args: &[&str]| output(Command::new(Daemon::program()?).args(args));

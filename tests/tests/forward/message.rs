@@ -173,6 +173,24 @@ fn a_signed_query_passes_intact_but_for_its_id() -> Result<()> {
     Ok(())
 }
 
+/// EDNS Client Subnet, of which nothing is left if the operator wants so.
+#[test]
+fn the_clients_subnet_is_passed_on_unless_it_is_to_be_stripped() -> Result<()> {
+    let subnet = option(8, b"\0\x01\x18\0\xc0\0\x02");
+    for (more, expected) in [(&[][..], true), (&["--strip-ecs"], false)] {
+        let setting = Setting::with(more)?;
+        let opt = opt(1232, [0, 0], 0, &subnet);
+        for additional in [&opt, &plain_opt()] {
+            setting.place.udp()?.ask(&query(ID, "www.example.test", A, &[additional]))?;
+        }
+        let seen = setting.upstream.journal().queries;
+        let passed = seen[0].message.windows(subnet.len()).any(|window| window == &subnet[..]);
+        ensure!(passed == expected, "{more:?}: {:02x?}", seen[0].message);
+        ensure!(seen.iter().all(|seen| seen.length == 128), "{seen:?}");
+    }
+    Ok(())
+}
+
 /// An answer that validates, and is signed if the query is.
 fn authentic(asked: &[u8]) -> Vec<u8> {
     let mut answer = Zone::Encrypted.answer(asked, Transport::Tcp).unwrap_or_default();
