@@ -225,21 +225,32 @@ pub fn options(data: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
     })
 }
 
-/// How long the server keeps an idle connection, by an answer's OPT record (RFC 7828 section 3.1).
-pub fn keepalive(answer: &[u8]) -> Option<Duration> {
-    let [questions, sections @ ..] = counts(answer)?;
-    let records: u32 = sections.iter().map(|count| u32::from(*count)).sum();
-    let mut pos = if questions == 0 { HEADER_LEN } else { Question::read(answer)?.end };
-    for _ in 0..records {
-        let record = record_at(answer, pos)?;
-        if record.rr_type == rr_type::OPT {
-            let mut options = options(&answer[record.data..record.end]).flatten();
-            let (_, option) = options.find(|(code, _)| *code == option_code::TCP_KEEPALIVE)?;
-            return u16_at(option, OPTION_HEADER_LEN).map(|units| KEEPALIVE_UNIT * units.into());
+/// What an answer says to whoever holds its connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// How long the server keeps the connection when it is idle (RFC 7828 section 3.1).
+    pub keepalive: Option<Duration>,
+}
+
+impl Hop {
+    /// Reads an answer of one question or none; `None` if it ends before its records do.
+    pub fn read(answer: &[u8]) -> Option<Self> {
+        let [questions, sections @ ..] = counts(answer)?;
+        let records: u32 = sections.iter().map(|count| u32::from(*count)).sum();
+        let mut pos = if questions == 0 { HEADER_LEN } else { Question::read(answer)?.end };
+        let mut hop = Self::default();
+        for _ in 0..records {
+            let record = record_at(answer, pos)?;
+            if record.rr_type == rr_type::OPT {
+                let mut options = options(&answer[record.data..record.end]).flatten();
+                let option = options.find(|(code, _)| *code == option_code::TCP_KEEPALIVE);
+                let units = option.and_then(|(_, option)| u16_at(option, OPTION_HEADER_LEN));
+                hop.keepalive = units.map(|units| KEEPALIVE_UNIT * units.into());
+            }
+            pos = record.end;
         }
-        pos = record.end;
+        Some(hop)
     }
-    None
 }
 
 #[cfg(test)]
@@ -286,9 +297,19 @@ mod tests {
         message[7] = 1;
         message[11] = 1;
         message.extend_from_slice(b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04abcd");
-        assert_eq!(keepalive(&message), None);
+        assert_eq!(Hop::read(&message), None, "it says there is one more record");
         message.extend_from_slice(b"\0\0\x29\x04\xd0\0\0\0\0\0\x0a\0\x0c\0\0\0\x0b\0\x02\0\x64");
-        assert_eq!(keepalive(&message), Some(Duration::from_secs(10)));
+        let keepalive = Some(Duration::from_secs(10));
+        assert_eq!(Hop::read(&message), Some(Hop { keepalive }));
+    }
+
+    #[test]
+    fn a_frame_is_split_off_when_it_is_whole() {
+        assert_eq!(split_frame(b"\0\x02abc"), Some((&b"ab"[..], &b"c"[..])));
+        assert_eq!(split_frame(b"\0\0"), Some((&[][..], &[][..])));
+        for short in [&b""[..], b"\0", b"\0\x02a"] {
+            assert_eq!(split_frame(short), None);
+        }
     }
 
     #[test]

@@ -227,6 +227,11 @@ impl Connection {
         self.phase.get() != Phase::Ended
     }
 
+    /// The handshake is to come.
+    pub(super) fn is_dialling(&self) -> bool {
+        self.phase.get() == Phase::Dialling
+    }
+
     /// The handshake is over.
     pub(super) fn is_up(&self) -> bool {
         self.phase.get() == Phase::Up
@@ -257,7 +262,7 @@ impl Connection {
         self.owing.notified().await;
     }
 
-    /// It is for one query only.
+    /// It is for the queries that it has been given only.
     pub(super) fn close_when_answered(&self) {
         self.idle_timeout.set(Duration::ZERO);
     }
@@ -414,17 +419,24 @@ impl Connection {
         let Some(id) = wire::u16_at(message, 0) else {
             return Delivery::Junk;
         };
-        if message.len() < HEADER_LEN || message[2] & flag::QR == 0 {
+        if message.len() < HEADER_LEN || message[2] & (flag::QR | flag::OPCODE) != flag::QR {
             return Delivery::Junk;
         }
-        let query = match self.table.borrow_mut().entry(id) {
-            Entry::Occupied(entry) if entry.get().is_answered_by(message) => entry.remove(),
+        let (query, hop) = match self.table.borrow_mut().entry(id) {
+            Entry::Occupied(entry) if entry.get().is_answered_by(message) => {
+                let Some(hop) = wire::Hop::read(message) else {
+                    // The server has lost count of octets, or cannot answer this query at all.
+                    entry.get().suspect();
+                    return Delivery::Junk;
+                };
+                (entry.remove(), hop)
+            }
             Entry::Occupied(_) | Entry::Vacant(_) => return Delivery::Unwanted,
         };
         query.owed_by.update(|connections| connections.saturating_sub(1));
         // What is to be closed stays so.
         if !self.idle_timeout.get().is_zero()
-            && let Some(idle) = wire::keepalive(message)
+            && let Some(idle) = hop.keepalive
         {
             self.idle_timeout.set(idle.min(MAX_IDLE_TIMEOUT)); // RFC 7828 section 3.2.2
         }

@@ -30,7 +30,8 @@ pub(super) struct Outstanding {
     pub(super) asked: Cell<usize>,
     /// It was asked of another upstream too.
     pub(super) hedged: Cell<bool>,
-    /// How many connections ended with it unanswered and without having answered anything.
+    /// How many connections ended for want of a good answer to it, or with it unanswered and without
+    /// having answered anything.
     pub(super) suspicion: Cell<u8>,
     state: RefCell<State>,
 }
@@ -70,6 +71,11 @@ impl Outstanding {
     /// Whether a message with the right transaction id answers it.
     pub(super) fn is_answered_by(&self, message: &[u8]) -> bool {
         wire::answers(message, &self.message[HEADER_LEN..self.question_end])
+    }
+
+    /// A connection ended, and it may be the reason.
+    pub(super) fn suspect(&self) {
+        self.suspicion.update(|suspicion| suspicion.saturating_add(1));
     }
 
     /// Somebody still waits for it.
