@@ -22,12 +22,15 @@ const SHORT_TICK: Duration = Duration::from_millis(10);
 /// Queries that may wait for a server to be dialled again.
 const MAX_WAITING: usize = 16_384;
 /// A query with which so many connections ended, without one answer on them, may be the reason, and
-/// is asked on a connection of its own.
+/// is asked aside, on a connection with so few others ...
 const SUSPICIOUS: u8 = 2;
-/// With so many it is not asked again.
+const GROUP: usize = 32;
+/// ... and if that ends too, with so few, and then alone.
+const SMALL_GROUP: usize = 4;
+/// With so many, the last of which it had to itself, it is not asked again.
 const CONVICTED: u8 = 4;
-/// Connections to one server that serve a single suspicious query.
-const MAX_ALONE: usize = 4;
+/// Connections to one server that serve suspicious queries.
+const MAX_ASIDE: usize = 4;
 /// A server that is left for its slowness is probed once for so many queries.
 const QUERIES_PER_PROBE: u32 = 64;
 /// Of so many queries one may be asked of a second server because it is slow ...
@@ -98,7 +101,7 @@ impl Inner {
         let connection = if query.suspicion.get() < SUSPICIOUS {
             self.connection(index, now)
         } else {
-            self.connection_alone(index, now)
+            self.connection_aside(index, query.suspicion.get(), now)
         };
         match connection {
             Some(connection) => self.submit(&connection, query, now),
@@ -125,7 +128,8 @@ impl Inner {
 
     /// Places those who wait again as soon as the server may be dialled.
     fn place_later(self: &Rc<Self>, index: usize, now: Instant) {
-        // One that is not waited for is busy with single queries: the clock sees to those.
+        // One that is not waited for is busy with suspicious queries: they are placed when those are
+        // answered, or by the clock.
         let Some(at) = self.servers[index].may_dial_at().filter(|at| *at > now) else {
             return;
         };
@@ -181,14 +185,33 @@ impl Inner {
         })
     }
 
-    /// One for a single query, unless there are enough of them.
-    fn connection_alone(self: &Rc<Self>, index: usize, now: Instant) -> Option<Rc<Connection>> {
+    /// One for a few queries that are as suspicious as each other, unless there are enough of them.
+    fn connection_aside(
+        self: &Rc<Self>,
+        index: usize,
+        suspicion: u8,
+        now: Instant,
+    ) -> Option<Rc<Connection>> {
         let server = &self.servers[index];
+        let mut gathering = server.gathering.borrow_mut();
+        if let Some((connection, same, room)) = &mut *gathering
+            && (*same, connection.is_dialling()) == (suspicion, true)
+            && *room > 0
+        {
+            *room -= 1;
+            return Some(Rc::clone(connection));
+        }
         let may_dial = server.may_dial_at().is_none_or(|at| at <= now);
-        (may_dial && server.alone.get() < MAX_ALONE).then(|| {
-            server.alone.update(|alone| alone + 1);
+        (may_dial && server.aside.get() < MAX_ASIDE).then(|| {
+            server.aside.update(|aside| aside + 1);
             let connection = self.open(index);
             connection.close_when_answered();
+            let room = match suspicion - SUSPICIOUS {
+                0 => GROUP,
+                1 => SMALL_GROUP,
+                _ => 1,
+            };
+            *gathering = Some((Rc::clone(&connection), suspicion, room - 1));
             connection
         })
     }
@@ -248,8 +271,10 @@ impl Inner {
 
         let was_spare = server.spare.borrow().as_ref().is_some_and(|s| Rc::ptr_eq(s, connection));
         let was_main = server.forget(connection);
-        if !was_main && !was_spare {
-            self.was_alone(index, answered);
+        let was_aside = !was_main && !was_spare;
+        if was_aside {
+            server.aside.update(|aside| aside.saturating_sub(1));
+            server.gathering.borrow_mut().take_if(|(last, ..)| Rc::ptr_eq(last, connection));
         }
         // Servers close whenever they like. Another end may happen to any, but not again and again.
         let closed = matches!(reason, ConnectionError::Closed { .. } | ConnectionError::Io { .. });
@@ -270,18 +295,22 @@ impl Inner {
         // The oldest first: if one of them is the reason, it shows sooner.
         let mut debts = debts;
         debts.sort_unstable_by_key(|query| query.deadline);
+        let alone = debts.len() == 1;
         for query in debts {
             if was_up && !answered && !matches!(reason, ConnectionError::Silent { .. }) {
-                query.suspicion.update(|suspicion| suspicion.saturating_add(1));
+                query.suspect();
             }
             if !query.is_wanted() || query.owed_by.get() > 0 {
                 continue;
             }
-            if query.suspicion.get() >= CONVICTED || query.deadline <= now {
+            if alone && query.suspicion.get() >= CONVICTED {
                 query.settle(Err(ExchangeError::Connection(reason.clone())));
             } else {
                 self.place(&query, now);
             }
+        }
+        if was_aside && answered {
+            self.place_waiting(now);
         }
     }
 
@@ -334,7 +363,7 @@ impl Inner {
         }
         self.place_waiting(now);
         let owes = |server: &Rc<Server>| {
-            server.alone.get() > 0 || server.connections().any(|connection| connection.owes() > 0)
+            server.aside.get() > 0 || server.connections().any(|connection| connection.owes() > 0)
         };
         !self.waiting.borrow().is_empty() || self.servers.iter().any(owes)
     }

@@ -34,8 +34,10 @@ pub(super) struct Server {
     pub(super) main: RefCell<Option<Rc<Connection>>>,
     /// Takes over at once when the main one ends.
     pub(super) spare: RefCell<Option<Rc<Connection>>>,
-    /// Connections for a single query.
-    pub(super) alone: Cell<usize>,
+    /// Connections for suspicious queries.
+    pub(super) aside: Cell<usize>,
+    /// The last one of them, and the suspicion and number of those that may still join it.
+    pub(super) gathering: RefCell<Option<(Rc<Connection>, u8, usize)>>,
     /// It owes answers and does not even answer a probe.
     pub(super) suspected: Cell<bool>,
     /// How long it takes to answer.
@@ -62,7 +64,8 @@ impl Server {
             tls,
             main: RefCell::default(),
             spare: RefCell::default(),
-            alone: Cell::new(0),
+            aside: Cell::new(0),
+            gathering: RefCell::default(),
             suspected: Cell::new(false),
             rtt: Rtt::default(),
             failed: RefCell::default(),
