@@ -4,7 +4,7 @@ use super::journal::{Handshake, Seen};
 use super::orders::{Close, HOLD_LIMIT, Reply};
 use super::reply::Outgoing;
 use super::shared::Shared;
-use crate::wire::{frame, take_message};
+use crate::wire::take_message;
 use std::future::pending;
 use std::io;
 use std::mem::take;
@@ -158,6 +158,7 @@ impl Connection {
                 self.tls.flush().await?;
                 Ok(Next::Mute)
             }
+            Outgoing::End(close) => Ok(Next::Close(close)),
         }
     }
 
@@ -166,7 +167,7 @@ impl Connection {
         self.held_since = None;
         let close_after = self.shared.orders().close_after;
         for answer in take(&mut self.held).into_iter().rev() {
-            self.tls.write_all(&frame(&answer)).await?;
+            self.tls.write_all(&answer).await?;
             self.answered += 1;
             self.waiting -= 1;
             self.shared.answered(1);

@@ -41,6 +41,10 @@ pub enum Reply {
     WrongQuestion,
     /// Half of the answer, and nothing more on this connection.
     Stall,
+    /// The right answer, whose length says that it ends earlier: what follows begins in its midst.
+    Misframed,
+    /// The connection's end.
+    End(Close),
     /// What this function makes of the query.
     Crafted(Craft),
 }

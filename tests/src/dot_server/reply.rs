@@ -1,15 +1,17 @@
 //! Makes what a [`DotServer`](super::DotServer) sends for an answer, right or wrong.
 
-use super::orders::{Craft, Reply};
+use super::orders::{Close, Craft, Reply};
 use crate::wire;
 use crate::zone::{Transport, Zone};
 
 /// What leaves.
 pub(super) enum Outgoing {
-    /// A whole message, right or wrong.
+    /// A framed message, right or wrong.
     Answer(Vec<u8>),
     /// The beginning of a framed answer whose rest never comes.
     Torso(Vec<u8>),
+    /// Nothing more: the connection ends.
+    End(Close),
 }
 
 impl Reply {
@@ -35,8 +37,14 @@ impl Reply {
                 torso.truncate(torso.len() / 2);
                 return Some(Outgoing::Torso(torso));
             }
+            Self::Misframed => {
+                let mut framed = wire::frame(&faithful(query)?);
+                *framed.get_mut(1)? -= 7;
+                return Some(Outgoing::Answer(framed));
+            }
+            Self::End(close) => return Some(Outgoing::End(close)),
         };
-        Some(Outgoing::Answer(answer))
+        Some(Outgoing::Answer(wire::frame(&answer)))
     }
 }
 

@@ -12,8 +12,12 @@ use dns_proxy_tests::{
     wire::{Answer, frame, query},
 };
 use hickory_proto::rr::RecordType;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::{packets::id_of, place::LIMIT};
+
+/// Octets; room for thousands of answers that come before the first is read.
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// A connected UDP socket.
 pub(crate) struct Udp {
@@ -35,6 +39,7 @@ impl Udp {
             let socket = UdpSocket::bind(any)?;
             socket.connect(server)?;
             socket.set_read_timeout(Some(LIMIT))?;
+            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
             io::Result::Ok(socket)
         })??;
         Ok(Self { socket })

@@ -4,6 +4,7 @@
 mod authentication;
 mod cli;
 mod client;
+mod faults;
 mod message;
 mod packets;
 mod pins;
