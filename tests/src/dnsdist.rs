@@ -2,26 +2,17 @@
 //! nameserver that answers for it.
 
 use crate::leftovers::scratch_dir;
-use crate::log::Log;
 use crate::netns::Netns;
 use crate::pki::Identity;
-use crate::process::Process;
-use crate::wait::eventually;
-use anyhow::{Context, Result, ensure};
+use crate::served::Served;
+use anyhow::{Context, Result};
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
-use std::process::Stdio;
-use std::time::Duration;
-use tempfile::TempDir;
-
-/// How long it may take to listen.
-const START_LIMIT: Duration = Duration::from_secs(10);
+use std::net::SocketAddr;
 
 /// A running dnsdist, killed on drop.
 #[derive(Debug)]
 pub struct Dnsdist {
-    _process: Process,
-    _dir: TempDir,
+    _served: Served,
 }
 
 impl Dnsdist {
@@ -38,18 +29,7 @@ impl Dnsdist {
             .context("write dnsdist.conf")?;
         let mut command = netns.command("dnsdist");
         command.args(["--supervised", "--disable-syslog", "-C"]).arg(&file);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = Process::spawn(command).context("no dnsdist? cargo xtask setup")?;
-        let log = Log::of(&mut process);
-        let ready = eventually(START_LIMIT, || {
-            process.ended().is_some()
-                || netns
-                    .run(|| TcpStream::connect(address))
-                    .is_ok_and(|connected| connected.is_ok())
-        });
-        let running = ready && process.ended().is_none();
-        ensure!(running, "dnsdist does not serve {address}:\n{}", log.text());
-        Ok(Self { _process: process, _dir: dir })
+        Ok(Self { _served: Served::start(netns, command, Some(dir), address)? })
     }
 }
 

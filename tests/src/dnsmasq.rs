@@ -2,25 +2,18 @@
 //!
 //! It knows the zone `lab.internal` by heart and gives it away, and has nobody to ask.
 
-use crate::log::Log;
 use crate::netns::Netns;
-use crate::process::Process;
-use crate::wait::eventually;
-use anyhow::{Context, Result, ensure};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::process::Stdio;
-use std::time::Duration;
+use crate::served::Served;
+use anyhow::Result;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// What dnsmasq says is the A record of `db.lab.internal`, whose reverse it knows too.
 pub const DNSMASQ_A: Ipv4Addr = Ipv4Addr::new(10, 20, 30, 40);
 
-/// How long it may take to listen.
-const START_LIMIT: Duration = Duration::from_secs(10);
-
 /// A running dnsmasq, killed on drop.
 #[derive(Debug)]
 pub struct Dnsmasq {
-    _process: Process,
+    _served: Served,
 }
 
 impl Dnsmasq {
@@ -37,17 +30,6 @@ impl Dnsmasq {
         command.arg(format!("--auth-server=ns.lab.internal,{ip}"));
         command.arg(format!("--auth-peer={peer}"));
         command.arg(format!("--host-record=db.lab.internal,{DNSMASQ_A}"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = Process::spawn(command).context("no dnsmasq? cargo xtask setup")?;
-        let log = Log::of(&mut process);
-        let ready = eventually(START_LIMIT, || {
-            process.ended().is_some()
-                || netns
-                    .run(|| TcpStream::connect(address))
-                    .is_ok_and(|connected| connected.is_ok())
-        });
-        let running = ready && process.ended().is_none();
-        ensure!(running, "dnsmasq does not serve {address}:\n{}", log.text());
-        Ok(Self { _process: process })
+        Ok(Self { _served: Served::start(netns, command, None, address)? })
     }
 }

@@ -9,7 +9,7 @@
 //! | one network namespace or cgroup | [`Netns`], [`Cgroup`] |
 //! | proof of what left an interface | [`Capture`], [`Packet`] |
 //! | a DNS-over-TLS upstream, with faults to order | [`DotServer`], [`Orders`], [`Pki`] |
-//! | real ones | [`Unbound`], [`Dnsdist`] |
+//! | real ones | [`Unbound`], [`Dnsdist`], [`Kresd`] |
 //! | a real internal nameserver | [`Dnsmasq`] |
 //! | a plaintext nameserver | [`PlainServer`] |
 //! | what both of ours answer | [`Zone`], [`expected_a`] |
@@ -34,6 +34,7 @@ pub mod dnsdist;
 pub mod dnsmasq;
 pub mod dot_server;
 pub mod freeze;
+pub mod kresd;
 pub mod leftovers;
 pub mod log;
 pub mod mounts;
@@ -45,6 +46,7 @@ pub mod process;
 pub mod rootless;
 pub mod runtime;
 pub mod runtimes;
+mod served;
 pub mod sockopt;
 pub mod stage;
 pub mod storm;
@@ -62,6 +64,7 @@ pub use dns_server::PlainServer;
 pub use dnsdist::Dnsdist;
 pub use dnsmasq::Dnsmasq;
 pub use dot_server::{Close, DotServer, Orders, Reply};
+pub use kresd::Kresd;
 pub use netns::Netns;
 pub use packet::{Packet, port53, to_port};
 pub use pki::{Identity, Pki};

@@ -3,31 +3,22 @@
 //! It knows the zone `example.org` by heart, since it refuses `.test` and has no internet to ask.
 
 use crate::leftovers::scratch_dir;
-use crate::log::Log;
 use crate::netns::Netns;
 use crate::pki::Identity;
-use crate::process::Process;
-use crate::wait::eventually;
-use anyhow::{Context, Result, ensure};
+use crate::served::Served;
+use anyhow::{Context, Result};
 use std::fs;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::process::Stdio;
-use std::time::Duration;
-use tempfile::TempDir;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What unbound says is the A record of `example.org`.
 pub const UNBOUND_A: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 88);
 /// What unbound says is the AAAA record of `example.org`.
 pub const UNBOUND_AAAA: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x88);
 
-/// How long it may take to listen.
-const START_LIMIT: Duration = Duration::from_secs(10);
-
 /// A running unbound, killed on drop.
 #[derive(Debug)]
 pub struct Unbound {
-    _process: Process,
-    _dir: TempDir,
+    _served: Served,
 }
 
 impl Unbound {
@@ -38,18 +29,7 @@ impl Unbound {
         fs::write(&file, configuration(address, identity)).context("write unbound.conf")?;
         let mut command = netns.command("unbound");
         command.args(["-d", "-p", "-c"]).arg(&file);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = Process::spawn(command).context("no unbound? cargo xtask setup")?;
-        let log = Log::of(&mut process);
-        let ready = eventually(START_LIMIT, || {
-            process.ended().is_some()
-                || netns
-                    .run(|| TcpStream::connect(address))
-                    .is_ok_and(|connected| connected.is_ok())
-        });
-        let running = ready && process.ended().is_none();
-        ensure!(running, "unbound does not serve {address}:\n{}", log.text());
-        Ok(Self { _process: process, _dir: dir })
+        Ok(Self { _served: Served::start(netns, command, Some(dir), address)? })
     }
 }
 

@@ -62,6 +62,7 @@ const REQUIREMENTS: &[(&str, &[&str], &str)] = &[
 const TESTED_WITH: &[(&str, &[&str], &str)] = &[
     ("unbound", &["unbound"], "an upstream, and a client; its service stays off"),
     ("dnsdist", &["dnsdist"], "another; its service stays off"),
+    ("kresd", &["knot-resolver"], "another; its service stays off"),
     ("host", &["bind9-host"], "a client"),
     ("drill", &["ldnsutils"], "a client, by ldns"),
     ("unbound-host", &["unbound-host"], "a client, by libunbound"),

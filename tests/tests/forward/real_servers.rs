@@ -1,10 +1,10 @@
-//! The main job with upstreams that we did not write: Debian's unbound and dnsdist.
+//! The main job with upstreams that we did not write: Debian's unbound, dnsdist and Knot Resolver.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
-    Capture, Container, Daemon, Dnsdist, Pki, PlainServer, Unbound, World, Zone,
+    Capture, Container, Daemon, Dnsdist, Kresd, Pki, PlainServer, Unbound, World, Zone,
     clients::{Libc, dig, probe},
     container::INTERFACE,
     eventually, expected_a, port53,
@@ -14,10 +14,13 @@ use dns_proxy_tests::{
     world::UPLINK,
 };
 
-use crate::place::{LIMIT, NAME};
+use crate::{
+    client::Burst,
+    place::{LIMIT, NAME, NAMED_UPSTREAM, Place, UPSTREAM},
+};
 
 const SERVER: &str = "9.9.9.9:853";
-/// Where dnsdist has its answers from, in its own namespace.
+/// Where dnsdist and kresd have their answers from, in its own namespace.
 const BACKEND: &str = "127.0.0.1:5300";
 
 /// A world with an intercepted container and cameras; the upstream is to come.
@@ -165,4 +168,56 @@ fn dnsdist_may_be_restarted() -> Result<()> {
         drop(dnsdist);
     }
     setting.check_encrypted()
+}
+
+#[test]
+fn kresd_answers_an_intercepted_container() -> Result<()> {
+    let setting = Setting::new(&format!("{SERVER}#{NAME}"), "8.8.8.8")?;
+    let internet = setting.world.internet();
+    let (identity, backend) = (setting.pki.server(&[NAME])?, BACKEND.parse::<SocketAddr>()?);
+    let _behind = PlainServer::start_on(internet, &[backend], Zone::Encrypted)?;
+    let _kresd = Kresd::start(internet, SERVER.parse()?, &identity, backend)?;
+    let container = &setting.container;
+    for args in [&["+noedns"][..], &["+dnssec"], &["+tcp"], &["+cookie", "+subnet=0.0.0.0/0"]] {
+        let args = [&["www.example.test", "@8.8.8.8"], args].concat();
+        let found = addresses(&dig(container, &args)?);
+        ensure!(found == [IpAddr::from(expected_a("www.example.test"))], "{args:?}: {found:?}");
+    }
+    setting.check_encrypted()
+}
+
+/// It reads no more before it has answered one of them.
+#[test]
+fn a_burst_of_a_thousand_loses_nothing_though_kresd_allows_a_hundred() -> Result<()> {
+    let (place, backend) = (Place::new()?, BACKEND.parse()?);
+    let _behind = PlainServer::start_on(&place.netns, &[backend], Zone::Encrypted)?;
+    let _kresd = Kresd::start(&place.netns, UPSTREAM.parse()?, &place.identity()?, backend)?;
+    let _daemon = place.daemon(&[NAMED_UPSTREAM], &[])?;
+    let (client, burst) = (place.udp()?, Burst::new("n", 1_000)?);
+    for query in burst.queries() {
+        client.send(&query)?;
+    }
+    burst.collect(|| client.receive()).map(drop)
+}
+
+/// Whoever is killed with hundreds of queries unanswered and is back a moment later.
+#[test]
+fn kresd_may_be_restarted_under_load() -> Result<()> {
+    let (place, backend) = (Place::new()?, BACKEND.parse()?);
+    let _behind = PlainServer::start_on(&place.netns, &[backend], Zone::Encrypted)?;
+    let identity = place.identity()?;
+    let start = || Kresd::start(&place.netns, UPSTREAM.parse()?, &identity, backend);
+    let mut kresd = start()?;
+    let _daemon = place.daemon(&[NAMED_UPSTREAM], &["--upstream-timeout", "8s"])?;
+    let client = place.udp()?;
+    for round in 0..3 {
+        let burst = Burst::new(&format!("r{round}-"), 500)?;
+        for query in burst.queries() {
+            client.send(&query)?;
+        }
+        drop(kresd);
+        kresd = start()?;
+        burst.collect(|| client.receive()).with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
 }
