@@ -1,6 +1,6 @@
 //! One TCP connection of a client: queries in, answers out, in one task.
 
-use std::{cell::Cell, io, pin::pin, rc::Rc, time::Duration};
+use std::{cell::Cell, future::ready, io, pin::pin, rc::Rc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -54,7 +54,9 @@ impl Conversation {
         let mut queries = FuturesUnordered::new();
         let mut more = true;
         let mut idle = pin!(sleep(IDLE_TIMEOUT));
-        while more || !queries.is_empty() {
+        // Messages that wait although no query does: more came at once than may be in flight.
+        let mut behind = false;
+        while more || behind || !queries.is_empty() {
             let may_read = more && queries.len() < MAX_PIPELINED;
             let reply = tokio::select! {
                 read = reader.read_buf(&mut inbox), if may_read => {
@@ -62,6 +64,7 @@ impl Conversation {
                     None
                 }
                 Some(reply) = queries.next() => reply,
+                () = ready(()), if behind => None,
                 // It has begun a message and must go on, or it has nothing to wait for.
                 () = &mut idle, if queries.is_empty() || !inbox.is_empty() => {
                     let slow = !inbox.is_empty();
@@ -89,6 +92,7 @@ impl Conversation {
                 next = queries.next().now_or_never().flatten();
             }
             write(&mut writer, &mut out).await?;
+            behind = queries.is_empty() && split_frame(&inbox).is_some();
             self.idle_since.set(queries.is_empty().then(Instant::now));
         }
         Ok(())

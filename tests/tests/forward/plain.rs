@@ -253,6 +253,20 @@ fn frame(message: &[u8]) -> Vec<u8> {
     dns_proxy_tests::wire::frame(message)
 }
 
+/// More come at once than may be in flight, and each is answered before the next is looked at.
+#[test]
+fn queries_beyond_the_limit_are_taken_when_others_are_answered() -> Result<()> {
+    let setting = Setting::new()?;
+    let mut client = setting.place.tcp()?;
+    let asked = |id| query(id, "localhost", A, &[]);
+    let all: Vec<u8> = (1..=140).flat_map(|id| frame(&asked(id))).collect();
+    client.send_raw(&all)?;
+    for id in 1..=140 {
+        client.receive().with_context(|| format!("the answer to query {id}"))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_client_that_closes_its_side_still_gets_all_answers() -> Result<()> {
     let setting = Setting::new()?;
