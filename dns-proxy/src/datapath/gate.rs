@@ -81,7 +81,7 @@ impl Gate {
             Self::Plain { allow, outlet } => {
                 let client = client.to_canonical();
                 let admitted = allow.iter().any(|net| net.contains(&client));
-                admitted.then(|| Asker::new(None, outlet))
+                admitted.then(|| Asker::new(client, None, outlet))
             }
             Self::Namespace { netns, origins, known, locals, outlet } => {
                 let token = match local {
@@ -92,7 +92,8 @@ impl Gate {
                 let asked = IpAddr::from(origin.addr).to_canonical();
                 let admitted =
                     origin.netns == *netns && (client.is_loopback() || locals.has(client));
-                admitted.then(|| Asker::new(Some(asked), outlet))
+                // Addresses tell little in here; tokens tell cgroups apart.
+                admitted.then(|| Asker::new(local, Some(asked), outlet))
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::{HashMap, hash_map::Entry},
     iter::once,
+    net::IpAddr,
     rc::Rc,
     sync::Arc,
 };
@@ -55,10 +57,20 @@ enum Way {
 
 /// How many queries of one listener are in flight, answers that wait to be written included.
 #[derive(Clone, Default)]
-pub struct InFlight(Rc<Cell<usize>>);
+pub struct InFlight(Rc<Places>);
+
+#[derive(Default)]
+struct Places {
+    count: Cell<usize>,
+    /// How many of them are each client's, of those that have any.
+    shares: RefCell<HashMap<IpAddr, usize>>,
+}
 
 /// A query's place among them.
-pub struct Place(InFlight);
+pub struct Place {
+    in_flight: InFlight,
+    client: IpAddr,
+}
 
 impl Handler {
     /// A handler that asks those that the settings and the routes name.
@@ -201,23 +213,34 @@ impl From<Vec<u8>> for Reply {
 impl InFlight {
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.0.get()
+        self.0.count.get()
     }
 
-    /// A place for one more, if there is room; it is free again when the place is dropped.
-    pub fn enter(&self) -> Option<Place> {
-        let count = self.0.get();
-        (count < MAX_IN_FLIGHT).then(|| {
-            self.0.set(count + 1);
-            Place(self.clone())
+    /// A place for one more of this client's, if there is room; it is free again when the place is
+    /// dropped. Nobody may have more places than are left for all others: whoever floods leaves half
+    /// of them, and several who do leave some.
+    pub fn enter(&self, client: IpAddr) -> Option<Place> {
+        let count = self.count();
+        let mut shares = self.0.shares.borrow_mut();
+        let own = shares.get(&client).copied().unwrap_or_default();
+        (own < MAX_IN_FLIGHT - count).then(|| {
+            self.0.count.set(count + 1);
+            shares.insert(client, own + 1);
+            Place { in_flight: self.clone(), client }
         })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let in_flight = &self.0.0;
-        in_flight.set(in_flight.get() - 1);
+        let Places { count, shares } = &*self.in_flight.0;
+        count.update(|count| count - 1);
+        if let Entry::Occupied(mut share) = shares.borrow_mut().entry(self.client) {
+            *share.get_mut() -= 1;
+            if *share.get() == 0 {
+                share.remove();
+            }
+        }
     }
 }
 
@@ -225,7 +248,6 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    /// Memory up to 1,032 octets comes from the allocator's quick lists (glibc, `tcache`).
     #[test]
     fn what_a_query_waits_in_is_small() {
         fn size<F>(
@@ -235,5 +257,22 @@ mod tests {
         }
         let size = size(Handler::handle);
         assert!(size <= 640, "{size}");
+    }
+
+    #[test]
+    fn whoever_floods_leaves_places_for_others_and_gives_them_back() {
+        let in_flight = InFlight::default();
+        let flood = |client: [u8; 4]| -> Vec<_> {
+            std::iter::from_fn(|| in_flight.enter(client.into())).collect()
+        };
+        let one = flood([10, 0, 0, 1]);
+        assert_eq!(one.len(), MAX_IN_FLIGHT / 2);
+        let two = flood([10, 0, 0, 2]);
+        assert_eq!(two.len(), MAX_IN_FLIGHT / 4);
+        assert!(in_flight.enter([10, 0, 0, 1].into()).is_none());
+        assert!(in_flight.enter([10, 0, 0, 3].into()).is_some());
+        drop((one, two));
+        assert_eq!(in_flight.count(), 0);
+        assert!(in_flight.0.shares.borrow().is_empty());
     }
 }

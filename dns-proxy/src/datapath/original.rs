@@ -15,14 +15,20 @@ use crate::{
 /// Who asks, as far as it matters to the answer.
 #[derive(Clone)]
 pub struct Asker {
+    client: IpAddr,
     nameserver: Option<IpAddr>,
     outlet: Arc<Outlet>,
 }
 
 impl Asker {
-    /// A client that asked `nameserver`, or was pointed at us.
-    pub fn new(nameserver: Option<IpAddr>, outlet: &Arc<Outlet>) -> Self {
-        Self { nameserver, outlet: Arc::clone(outlet) }
+    /// A client that asked `nameserver`, or was pointed at us; `client` tells it from others.
+    pub fn new(client: IpAddr, nameserver: Option<IpAddr>, outlet: &Arc<Outlet>) -> Self {
+        Self { client, nameserver, outlet: Arc::clone(outlet) }
+    }
+
+    /// What tells it from others of the same listener.
+    pub fn client(&self) -> IpAddr {
+        self.client
     }
 
     /// Whom it asked, if not us.

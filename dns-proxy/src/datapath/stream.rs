@@ -104,7 +104,7 @@ impl Conversation {
         message: &[u8],
         out: &mut Vec<u8>,
     ) -> Option<impl Future<Output = Option<Reply>> + use<>> {
-        let Some(place) = self.in_flight.enter() else {
+        let Some(place) = self.in_flight.enter(self.asker.client()) else {
             if let Some(answer) = self.handler.refuse(message) {
                 frame(out, &answer);
             }

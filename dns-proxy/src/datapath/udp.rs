@@ -138,7 +138,7 @@ impl Datagrams {
             self.handler.stats().denied.add();
             return None;
         };
-        let Some(place) = self.in_flight.enter() else {
+        let Some(place) = self.in_flight.enter(asker.client()) else {
             answers.extend(self.handler.refuse(message).map(|answer| (answer, path)));
             return None;
         };

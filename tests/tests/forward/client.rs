@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -31,12 +31,17 @@ pub(crate) struct Tcp {
 
 impl Udp {
     pub(crate) fn connect(netns: &Netns, server: SocketAddr) -> Result<Self> {
+        let any = match server {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self::connect_from(netns, any, server)
+    }
+
+    /// One that has this address.
+    pub(crate) fn connect_from(netns: &Netns, own: IpAddr, server: SocketAddr) -> Result<Self> {
         let socket = netns.run(|| {
-            let any: SocketAddr = match server {
-                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-            };
-            let socket = UdpSocket::bind(any)?;
+            let socket = UdpSocket::bind((own, 0))?;
             socket.connect(server)?;
             socket.set_read_timeout(Some(LIMIT))?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;

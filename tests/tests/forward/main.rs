@@ -12,4 +12,5 @@ mod place;
 mod plain;
 mod real_servers;
 mod routes;
+mod shares;
 mod upstream;
