@@ -55,11 +55,11 @@ pub(super) async fn serve(
         accepted = acceptor.accept(tcp) => accepted,
         _ = disconnect.recv() => return,
     };
-    let tls = match accepted {
+    let mut tls = match accepted {
         Ok(tls) => tls,
         Err(error) => return shared.journal().failed_handshakes.push(error.to_string()),
     };
-    shared.journal().handshakes.push(Handshake::of(tls.get_ref().1));
+    shared.journal().handshakes.push(Handshake::of(tls.get_mut().1));
     let (finished, outgoing) = unbounded_channel();
     let (inbox, held) = (Vec::new(), Vec::new());
     let (held_since, answered, waiting) = (None, 0, 0);

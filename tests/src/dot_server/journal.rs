@@ -36,6 +36,8 @@ pub struct Handshake {
     pub server_name: Option<String>,
     /// Whether it resumed an earlier session.
     pub resumed: bool,
+    /// Whether data came before it was over (0-RTT), which the server would take.
+    pub early: bool,
 }
 
 /// A query, as it came out of TLS.
@@ -70,12 +72,13 @@ impl Journal {
 }
 
 impl Handshake {
-    pub(super) fn of(tls: &ServerConnection) -> Self {
+    pub(super) fn of(tls: &mut ServerConnection) -> Self {
         let alpn = tls.alpn_protocol().map(|alpn| String::from_utf8_lossy(alpn).into_owned());
         Self {
             version: tls.protocol_version(),
             alpn,
             server_name: tls.server_name().map(ToOwned::to_owned),
+            early: tls.early_data().is_some(),
             resumed: tls.handshake_kind() == Some(HandshakeKind::Resumed),
         }
     }

@@ -150,6 +150,7 @@ fn server_config(identity: &Identity, tls: &Tls) -> Result<ServerConfig> {
         .with_protocol_versions(&tls.versions)?
         .with_no_client_auth()
         .with_single_cert(certificates, identity.key())?;
+    config.max_early_data_size = 16 * 1024;
     config.alpn_protocols = tls.alpn.iter().map(|alpn| alpn.clone().into_bytes()).collect();
     Ok(config)
 }

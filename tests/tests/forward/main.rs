@@ -12,5 +12,7 @@ mod place;
 mod plain;
 mod real_servers;
 mod routes;
+mod sessions;
 mod shares;
 mod upstream;
+mod upstreams;
