@@ -145,11 +145,16 @@ impl Inner {
 
     fn place_waiting(self: &Rc<Self>, now: Instant) {
         for query in self.waiting.take() {
-            if query.deadline <= now {
-                query.settle(Err(self.late(query.asked.get())));
-            } else if query.is_wanted() {
-                self.place(&query, now);
-            }
+            self.place_again(&query, now);
+        }
+    }
+
+    /// Places a query again, unless it is too late for that.
+    fn place_again(self: &Rc<Self>, query: &Rc<Outstanding>, now: Instant) {
+        if query.deadline <= now {
+            query.settle(Err(self.late(query.asked.get())));
+        } else if query.is_wanted() {
+            self.place(query, now);
         }
     }
 
@@ -294,19 +299,17 @@ impl Inner {
         }
         // The oldest first: if one of them is the reason, it shows sooner.
         let mut debts = debts;
+        debts.retain(|query| query.is_wanted());
         debts.sort_unstable_by_key(|query| query.deadline);
         let alone = debts.len() == 1;
         for query in debts {
             if was_up && !answered && !matches!(reason, ConnectionError::Silent { .. }) {
                 query.suspect();
             }
-            if !query.is_wanted() || query.owed_by.get() > 0 {
-                continue;
-            }
             if alone && query.suspicion.get() >= CONVICTED {
                 query.settle(Err(ExchangeError::Connection(reason.clone())));
-            } else {
-                self.place(&query, now);
+            } else if query.owed_by.get() == 0 {
+                self.place_again(&query, now);
             }
         }
         if was_aside && answered {
