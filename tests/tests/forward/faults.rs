@@ -42,7 +42,7 @@ fn check_while_waiting(what: impl FnOnce(&Setting) -> Result<()>) -> Result<Sett
 }
 
 /// What comes on the first connection is wrong, while many wait for it.
-fn check_recovers(orders: Orders) -> Result<()> {
+fn check_recovers(orders: &Orders) -> Result<()> {
     let setting = Setting::new()?;
     let client = setting.place.udp()?;
     client.resolve("before.example.test")?;
@@ -81,7 +81,7 @@ fn a_connection_that_goes_silent_or_lies_loses_none_of_many() -> Result<()> {
         Reply::crafted(|_| Vec::new()),
         Reply::crafted(<[u8]>::to_vec),
     ] {
-        check_recovers(Orders::always(reply))?;
+        check_recovers(&Orders::always(reply))?;
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ fn a_connection_that_goes_silent_or_lies_loses_none_of_many() -> Result<()> {
 #[test]
 fn a_connection_that_breaks_in_the_midst_of_many_answers_loses_none() -> Result<()> {
     for reply in [Reply::Stall, Reply::Junk, Reply::Misframed] {
-        check_recovers(Orders::default().except("n150.example.test", reply))?;
+        check_recovers(&Orders::default().except("n150.example.test", reply))?;
     }
     Ok(())
 }
@@ -153,10 +153,29 @@ fn a_query_that_ends_every_connection_costs_nobody_else_an_answer() -> Result<()
     Ok(())
 }
 
+/// Nobody waits for longer than the daemon is told to, and it does not dial all the time meanwhile.
+#[test]
+fn an_upstream_that_answers_nobody_is_an_error_for_all_in_time() -> Result<()> {
+    for close in CLOSES {
+        let setting = Setting::new()?;
+        setting.upstream.order(Orders::always(Reply::End(close)));
+        let client = setting.place.udp()?;
+        send_many(&client)?;
+        for n in 0..MANY {
+            let answer = client.receive().with_context(|| format!("{n} answers, {close:?}"))?;
+            ensure!(Summary::of(&answer)?.rcode == SERVFAIL, "{close:?}");
+        }
+        let accepted = setting.upstream.journal().accepted;
+        ensure!(accepted <= 400, "{accepted} connections, {close:?}");
+    }
+    Ok(())
+}
+
 /// So do servers that allow only so many queries on each connection.
 fn check_closes_after(answers: usize, at_most: usize) -> Result<()> {
     for close in [Close::Orderly, Close::Reset] {
-        let setting = Setting::new()?;
+        // Each connection takes its time, and one follows the other.
+        let setting = Setting::with(&["--upstream-timeout", "8s"])?;
         setting.upstream.order(Orders::closing_after(answers, close));
         let client = setting.place.udp()?;
         let burst = send_many(&client)?;
