@@ -14,6 +14,7 @@ mod apt;
 mod bench;
 mod demo;
 mod ebpf_toolchain;
+mod fuzz;
 mod run;
 mod setup;
 mod test;
@@ -41,6 +42,15 @@ enum Chore {
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
+    /// Set up what is missing, then give everything that reads what peers send what nobody would send
+    ///
+    /// Needs a nightly Rust. What is found lies in fuzz/artifacts.
+    Fuzz {
+        /// How long for each target, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+        time: u32,
+    },
     /// Set up what is missing, then show that DNS leaves a container only inside TLS
     Demo,
     /// Set up what is missing, then measure what dns-proxy costs
@@ -58,6 +68,7 @@ fn main() -> Result<ExitCode> {
             setup::run(setup::Report::Everything, setup::Purpose::Tests).map(|()| ExitCode::SUCCESS)
         }
         Chore::Test { full, storm, arguments } => test::run(full, storm, arguments),
+        Chore::Fuzz { time } => fuzz::run(time),
         Chore::Demo => demo::run(),
         Chore::Bench(bench) => bench::run(&bench),
     }
