@@ -278,7 +278,7 @@ impl Inner {
         let was_main = server.forget(connection);
         let was_aside = !was_main && !was_spare;
         if was_aside {
-            server.aside.update(|aside| aside.saturating_sub(1));
+            self.was_aside(index, answered);
             server.gathering.borrow_mut().take_if(|(last, ..)| Rc::ptr_eq(last, connection));
         }
         // Servers close whenever they like. Another end may happen to any, but not again and again.
@@ -312,21 +312,18 @@ impl Inner {
                 self.place_again(&query, now);
             }
         }
-        if was_aside && answered {
-            self.place_waiting(now);
-        }
     }
 
-    /// Lets another single query have a connection: at once after an answer, else after a pause, or
+    /// Lets other suspicious queries have a connection: at once after an answer, else after a pause, or
     /// it would be dialled over and over, since such connections are not taken for the server's
     /// failures.
-    fn was_alone(self: &Rc<Self>, index: usize, answered: bool) {
+    fn was_aside(self: &Rc<Self>, index: usize, answered: bool) {
         let pool = Rc::clone(self);
         tokio::task::spawn_local(async move {
             if !answered {
                 sleep(PAUSE).await;
             }
-            pool.servers[index].alone.update(|alone| alone.saturating_sub(1));
+            pool.servers[index].aside.update(|aside| aside.saturating_sub(1));
             pool.place_waiting(Instant::now());
         });
     }
