@@ -121,7 +121,7 @@ fn a_wrong_certificate_for_a_while_loses_none_of_many_and_sees_none() -> Result<
     let wrong = place.pki.server(&["other.test"])?;
     drop(right);
     let wrong = DotServer::start(&place.netns, &[UPSTREAM.parse()?], &wrong)?;
-    daemon.wait_for_log("not valid for name", LIMIT)?;
+    daemon.wait_for_log("the certificate is for other.test", LIMIT)?;
     ensure!(wrong.journal().queries.is_empty(), "a query leaked");
     drop(wrong);
     let _right = place.upstream()?;
