@@ -1,7 +1,7 @@
 //! A container host's DNS, encrypted: see ARCHITECTURE.md for the way of a query.
 //!
 //! Dependencies point one way: `main → cli → config`, `app → everything`, `control → datapath →
-//! upstream → wire`, `datapath → route → wire`.
+//! upstream → wire`, `datapath → route → wire`, `datapath → parts → wire`.
 
 pub mod addr;
 pub mod app;
@@ -12,6 +12,7 @@ pub mod datapath;
 pub mod duration;
 pub mod exec;
 pub mod host;
+pub mod parts;
 pub mod pin;
 mod polled;
 pub mod pulse;

@@ -25,6 +25,8 @@ pub mod rr_type {
     pub const A: u16 = 1;
     /// Nameserver (RFC 1035).
     pub const NS: u16 = 2;
+    /// Another name for a name (RFC 1035).
+    pub const CNAME: u16 = 5;
     /// Start of a zone (RFC 1035).
     pub const SOA: u16 = 6;
     /// Name of an address (RFC 1035).
@@ -33,6 +35,8 @@ pub mod rr_type {
     pub const AAAA: u16 = 28;
     /// Delegation signer (RFC 4034).
     pub const DS: u16 = 43;
+    /// Signature of records (RFC 4034).
+    pub const RRSIG: u16 = 46;
     /// Key of a zone (RFC 4034).
     pub const DNSKEY: u16 = 48;
     /// All types (RFC 8482).
@@ -87,6 +91,8 @@ pub mod flag {
     pub const QR: u8 = 0x80;
     /// Octet 2: the operation.
     pub const OPCODE: u8 = 0x78;
+    /// Octet 2: an authoritative answer.
+    pub const AA: u8 = 0x04;
     /// Octet 2: truncated.
     pub const TC: u8 = 0x02;
     /// Octet 2: recursion desired.
@@ -105,6 +111,11 @@ pub mod flag {
 pub fn u16_at(message: &[u8], at: usize) -> Option<u16> {
     let bytes = message.get(at..at.checked_add(2)?)?;
     Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+}
+
+/// The 32-bit field at `at`, if the message reaches that far.
+pub fn u32_at(message: &[u8], at: usize) -> Option<u32> {
+    message.get(at..at.checked_add(4)?)?.first_chunk().map(|octets| u32::from_be_bytes(*octets))
 }
 
 /// The four section counts: questions, answers, authority, additional.

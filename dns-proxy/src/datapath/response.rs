@@ -11,9 +11,13 @@ use super::{
     query::{Edns, Malformed, OptWriter, Query},
 };
 use crate::{
+    parts::Parts,
     upstream::{ConnectionError, ExchangeError, PlainError, Transport},
-    wire::{self, HEADER_LEN, Question, flag, option_code, rcode, rr_type},
+    wire::{self, HEADER_LEN, Question, flag, option_code, rcode},
 };
+
+/// Octets of our OPT record with an extended error, without text.
+const OPT_ROOM: usize = 17;
 
 /// How much the client can take at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +53,7 @@ impl Room {
 }
 
 /// Why a well-formed query gets no answer from upstream.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
     /// Upstream's fault.
     #[error(transparent)]
@@ -76,37 +80,58 @@ pub enum Failure {
 /// [`Failure::BadAnswer`] if it is not a well-formed answer to this question.
 pub fn relay(query: &Query, answer: &[u8], room: Room) -> Result<Vec<u8>, Failure> {
     let answer = with_opt_last(answer, query.is_intact())?;
-    let layout = Layout::read(&answer).ok_or(Failure::BadAnswer)?;
+    let parts = Parts::read(&answer).ok_or(Failure::BadAnswer)?;
+    let out = if query.is_intact() {
+        intact(query, &answer, &parts)
+    } else {
+        compose(query, &parts, None)
+    };
+    Ok(limit(query, out, room))
+}
 
-    let mut out = Vec::with_capacity(answer.len() + 16);
-    out.extend_from_slice(&answer[..HEADER_LEN]);
-    out[..2].copy_from_slice(&query.id());
-    out[4..6].copy_from_slice(&1_u16.to_be_bytes());
+/// The answer that these parts make for a query that is not signed, of any length, with the extended
+/// error, if there is one to add (RFC 8914).
+pub(super) fn compose(query: &Query, parts: &Parts<'_>, extended_error: Option<u16>) -> Vec<u8> {
+    let options = parts.opt.map_or(&[][..], |opt| opt.options);
+    let head = HEADER_LEN + query.question().len();
+    let mut out = Vec::with_capacity(head + parts.body.len() + OPT_ROOM + options.len());
+    out.extend_from_slice(&query.id());
+    out.extend_from_slice(&parts.flags);
+    out.extend_from_slice(&1_u16.to_be_bytes());
+    parts.counts.iter().for_each(|count| out.extend_from_slice(&count.to_be_bytes()));
     out.extend_from_slice(query.question());
-    let body_end = if query.is_intact() { layout.end } else { layout.body_end };
-    out.extend_from_slice(&answer[layout.question_end..body_end]);
-    if !query.understands_ad() && !query.is_intact() {
+    out.extend_from_slice(parts.body);
+    if !query.understands_ad() {
         out[3] &= !flag::AD; // RFC 6840 section 5.8
     }
-    if let Some(opt) = layout.opt.filter(|_| !query.is_intact()) {
-        set_additional(&mut out, layout.additional - 1);
-        match query.edns() {
-            Some(edns) => {
-                let writer = append_opt(&mut out, opt.extended_rcode, edns);
-                writer.copy_options(&mut out, opt.options);
-                writer.finish(&mut out);
+    let extended_rcode = parts.opt.map_or(0, |opt| opt.extended_rcode);
+    match query.edns() {
+        Some(edns) => {
+            let writer = append_opt(&mut out, extended_rcode, edns);
+            writer.copy_options(&mut out, options);
+            if let Some(code) = extended_error {
+                writer.option(&mut out, option_code::EXTENDED_ERROR, &code.to_be_bytes());
             }
-            // A response code that needs EDNS means nothing to a client without.
-            None if opt.extended_rcode != 0 => set_rcode(&mut out, rcode::SERVFAIL),
-            None => {}
+            writer.finish(&mut out);
         }
-    } else if let Some(edns) = query.edns().filter(|_| !query.is_intact()) {
-        append_opt(&mut out, 0, edns).finish(&mut out);
+        // A response code that needs EDNS means nothing to a client without.
+        None if extended_rcode != 0 => set_rcode(&mut out, rcode::SERVFAIL),
+        None => {}
     }
-    if out.len() > room.of(query.edns()) {
-        return Ok(truncated(query, &out));
-    }
-    Ok(out)
+    out
+}
+
+/// The answer to a signed query, all of whose records are signed too.
+fn intact(query: &Query, answer: &[u8], parts: &Parts<'_>) -> Vec<u8> {
+    let mut out = [&answer[..HEADER_LEN], query.question(), parts.records].concat();
+    out[..2].copy_from_slice(&query.id());
+    out[4..6].copy_from_slice(&1_u16.to_be_bytes());
+    out
+}
+
+/// The answer, or its truncation if the client cannot take it.
+pub(super) fn limit(query: &Query, answer: Vec<u8>, room: Room) -> Vec<u8> {
+    if answer.len() > room.of(query.edns()) { truncated(query, &answer) } else { answer }
 }
 
 /// The answer to a query that got none: the response code, and the extended error that says why
@@ -217,70 +242,15 @@ fn set_rcode(out: &mut [u8], code: u8) {
     out[3] = out[3] & !flag::RCODE | code;
 }
 
-/// Where the parts of an upstream's answer are.
-struct Layout<'a> {
-    question_end: usize,
-    /// Where the records end that go to the client as they are.
-    body_end: usize,
-    /// Where the last record ends.
-    end: usize,
-    additional: u16,
-    opt: Option<UpstreamOpt<'a>>,
-    opt_is_last: bool,
-}
-
-struct UpstreamOpt<'a> {
-    extended_rcode: u8,
-    options: &'a [u8],
-}
-
-impl<'a> Layout<'a> {
-    fn read(answer: &'a [u8]) -> Option<Self> {
-        let [questions, answers, authority, additional] = wire::counts(answer)?;
-        let question_end = match questions {
-            // Some servers send errors without the question.
-            0 => HEADER_LEN,
-            1 => Question::read(answer)?.end,
-            _ => return None,
-        };
-        let before_additional = u32::from(answers) + u32::from(authority);
-        let mut layout = Self {
-            question_end,
-            body_end: question_end,
-            end: question_end,
-            additional,
-            opt: None,
-            opt_is_last: true,
-        };
-        for index in 0..before_additional + u32::from(additional) {
-            let record = wire::record_at(answer, layout.end)?;
-            layout.end = record.end;
-            if record.rr_type == rr_type::OPT && index >= before_additional {
-                if layout.opt.is_some() {
-                    return None;
-                }
-                let extended_rcode = *answer.get(record.fixed + 4)?;
-                let options = &answer[record.data..record.end];
-                layout.opt = Some(UpstreamOpt { extended_rcode, options });
-            } else {
-                layout.opt_is_last = layout.opt.is_none();
-                layout.body_end = record.end;
-            }
-        }
-        // Records whose names point at a question that is not there cannot be given one.
-        (questions == 1 || layout.body_end == question_end).then_some(layout)
-    }
-}
-
 /// The answer with its OPT record in the last place, where it can be taken off.
 fn with_opt_last(answer: &[u8], intact: bool) -> Result<Cow<'_, [u8]>, Failure> {
-    let layout = Layout::read(answer).ok_or(Failure::BadAnswer)?;
-    if layout.opt_is_last || intact {
+    let parts = Parts::read(answer).ok_or(Failure::BadAnswer)?;
+    if parts.opt_is_last || intact {
         return Ok(Cow::Borrowed(answer));
     }
     let anew = opt_last::encode(answer).ok_or(Failure::BadAnswer)?;
     // Not so if a signature had to stay behind it.
-    let opt_is_last = Layout::read(&anew).is_some_and(|layout| layout.opt_is_last);
+    let opt_is_last = Parts::read(&anew).is_some_and(|parts| parts.opt_is_last);
     if opt_is_last { Ok(Cow::Owned(anew)) } else { Err(Failure::BadAnswer) }
 }
 
