@@ -1,10 +1,11 @@
 //! A container host's DNS, encrypted: see ARCHITECTURE.md for the way of a query.
 //!
 //! Dependencies point one way: `main → cli → config`, `app → everything`, `control → datapath →
-//! upstream → wire`, `datapath → route → wire`, `datapath → parts → wire`.
+//! upstream → wire`, `datapath → route → wire`, `datapath → cache → parts → wire`.
 
 pub mod addr;
 pub mod app;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod control;
