@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, info, warn};
 
 use crate::{
+    cache,
     config::{Config, Plain},
     control::{
         bpf::{Bpf, Pins},
@@ -166,6 +167,7 @@ impl App {
             plaintext = sum(|stats| &stats.plaintext),
             local = sum(|stats| &stats.local),
             unauthenticated = sum(|stats| &stats.unauthenticated),
+            cached = sum(|stats| &stats.cached),
             redirected = kernel(&[
                 Counter::Connect4,
                 Counter::Connect6,
@@ -262,7 +264,9 @@ fn notify(state: &[NotifyState<'_>]) {
 
 fn start_workers(config: &Config, settings: &Settings, host: &Host) -> Result<Arc<[Worker]>> {
     let routes = host.routes()?;
-    let start = |index| Worker::start(index, settings.clone(), Arc::clone(&routes));
+    // Each has its share.
+    let cache = cache::Settings { size: config.cache.size / config.workers, ..config.cache };
+    let start = |index| Worker::start(index, settings.clone(), cache, Arc::clone(&routes));
     (0..config.workers).map(|index| start(index).context("cannot start a worker thread")).collect()
 }
 

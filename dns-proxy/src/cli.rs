@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use ipnet::IpNet;
 
 use crate::{
-    addr::UpstreamAddr, control::pattern::CgroupPattern, duration, pin::Pin, route::Route,
+    addr::UpstreamAddr, control::pattern::CgroupPattern, duration, pin::Pin, route::Route, size,
 };
 
 /// Encrypts a container host's DNS without touching a resolv.conf.
@@ -154,6 +154,28 @@ pub struct SharedArgs {
     #[arg(action = ArgAction::SetTrue, help_heading = "Routes")]
     pub no_default_routes: bool,
 
+    /// Memory for answers that need not be asked for again, such as 64MiB or 1GiB; 0 turns the cache
+    /// off, and with it all below.
+    #[arg(long, value_name = "BYTES", env = "DNS_PROXY_CACHE_SIZE", default_value = "64MiB")]
+    #[arg(value_parser = cache_size, help_heading = "Cache")]
+    pub cache_size: usize,
+
+    /// Answers are kept so long at least, even if they say less.
+    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_CACHE_MIN_TTL", default_value = "0")]
+    #[arg(value_parser = cache_min_ttl, help_heading = "Cache")]
+    pub cache_min_ttl: Duration,
+
+    /// Answers are kept so long at most, even if they say more.
+    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_CACHE_MAX_TTL", default_value = "1d")]
+    #[arg(value_parser = cache_max_ttl, help_heading = "Cache")]
+    pub cache_max_ttl: Duration,
+
+    /// How long after its time an answer may still be given if no upstream gives a new one; 0 is
+    /// never.
+    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_SERVE_STALE", default_value = "1d")]
+    #[arg(value_parser = serve_stale, help_heading = "Cache")]
+    pub serve_stale: Duration,
+
     /// What becomes of port-53 traffic of the scope that the redirection could not catch, such as
     /// that of sockets connected before: `on` refuses it, and breaks such connections so that their
     /// owners connect anew; `count` only counts; `off` does not look.
@@ -226,6 +248,41 @@ fn upstream_timeout(text: &str) -> Result<Duration, String> {
     // Below, not even loopback answers reliably; above, every client has long given up.
     let range = Duration::from_millis(10)..=Duration::from_secs(60);
     if range.contains(&timeout) { Ok(timeout) } else { Err("not between 10ms and 60s".to_owned()) }
+}
+
+fn cache_size(text: &str) -> Result<usize, String> {
+    let size = size::parse(text).map_err(|error| error.to_string())?;
+    // Below, the workers' shares are too small; above, places in them have no number.
+    let range = 1 << 20..=16 << 30;
+    let size = (size == 0 || range.contains(&size)).then_some(size);
+    let size = size.and_then(|size| usize::try_from(size).ok());
+    size.ok_or_else(|| "neither 0 nor between 1MiB and 16GiB".to_owned())
+}
+
+fn cache_min_ttl(text: &str) -> Result<Duration, String> {
+    up_to(text, "1h")
+}
+
+fn cache_max_ttl(text: &str) -> Result<Duration, String> {
+    match up_to(text, "7d")? {
+        // RFC 8767 section 4.
+        ttl if ttl >= Duration::from_secs(1) => Ok(ttl),
+        _ => Err("not between 1s and 7d; --cache-size 0 turns the cache off".to_owned()),
+    }
+}
+
+fn serve_stale(text: &str) -> Result<Duration, String> {
+    up_to(text, "7d")
+}
+
+/// A duration, or 0, not above the longest.
+fn up_to(text: &str, longest: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let parse = |text| duration::parse(text).map_err(|error| error.to_string());
+    let duration = parse(text)?;
+    if duration <= parse(longest)? { Ok(duration) } else { Err(format!("above {longest}")) }
 }
 
 #[cfg(test)]

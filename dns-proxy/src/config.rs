@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::{
     addr::{DOT_PORT, UpstreamAddr},
+    cache::{self, Limits},
     cli::{self, Fail, Guard, RunArgs, SharedArgs},
     control::{
         cgroup::Scope,
@@ -49,6 +50,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// Whether the built-in routes hold.
     pub default_routes: bool,
+    /// What all workers keep together.
+    pub cache: cache::Settings,
     /// `--cgroup-root`, which is a cgroup v2 directory.
     pub cgroup_root: Option<PathBuf>,
     /// Threads on the query path.
@@ -103,6 +106,9 @@ pub enum ConfigError {
          daemon was gone could go on in plaintext"
     )]
     ClosedWithoutGuard,
+    /// Bounds that contradict each other.
+    #[error("--cache-min-ttl is above --cache-max-ttl; lower the one or raise the other")]
+    CacheTtl,
     /// `--route`.
     #[error("--route: {0}")]
     Route(#[from] Contradiction),
@@ -151,6 +157,14 @@ impl Config {
             mounts::check_cgroup2(dir)?;
         }
         Routes::new(&args.route, false, &ResolvConf::default())?;
+        let limits = Limits {
+            min_ttl: args.cache_min_ttl,
+            max_ttl: args.cache_max_ttl,
+            max_stale: args.serve_stale,
+        };
+        if limits.min_ttl > limits.max_ttl {
+            return Err(ConfigError::CacheTtl);
+        }
         let upstreams =
             if args.upstream.is_empty() { vec![go_upstream(variable)?] } else { args.upstream };
         let of_routes: Vec<_> = args.route.iter().filter_map(|r| r.target.upstream()).collect();
@@ -181,6 +195,7 @@ impl Config {
             strip_subnets: args.strip_ecs,
             routes: args.route,
             default_routes: !args.no_default_routes,
+            cache: cache::Settings { size: args.cache_size, limits },
             cgroup_root: args.cgroup_root,
             workers: args.workers.map_or(cores, usize::from),
             guard: match args.guard {

@@ -18,5 +18,6 @@ pub mod pin;
 mod polled;
 pub mod pulse;
 pub mod route;
+pub mod size;
 pub mod upstream;
 pub mod wire;

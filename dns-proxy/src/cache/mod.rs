@@ -43,6 +43,15 @@ const RENEW_IN_LAST: u32 = 10;
 /// It is popular if it was found so often.
 const POPULAR: u8 = 2;
 
+/// How much is kept, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Octets of memory in all; with 0 nothing is kept.
+    pub size: usize,
+    /// Bounds of lifetimes.
+    pub limits: Limits,
+}
+
 /// The answers of one worker.
 pub struct Cache {
     epoch: Instant,

@@ -1,4 +1,4 @@
-//! The straight line: parse, route, resolve, fit to the client.
+//! The straight line: parse, route, look it up or ask, fit to the client.
 
 use std::{
     cell::{Cell, RefCell},
@@ -7,11 +7,14 @@ use std::{
     net::IpAddr,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
+    known::{Flight, Known},
     local,
     original::Asker,
     query::Query,
@@ -20,6 +23,8 @@ use super::{
     transfer::Rest,
 };
 use crate::{
+    cache::{self, Key},
+    parts::Parts,
     route::{Action, Group, Local, Routes, Whose},
     upstream::{Nameservers, Plain, Pool, Settings, Side},
     wire::{flag, rr_type},
@@ -36,6 +41,8 @@ pub struct Handler {
     plain: Plain,
     routes: RefCell<Arc<Routes>>,
     strip_subnets: bool,
+    /// Nothing if nothing is to be kept.
+    known: Option<Known>,
     stats: Arc<Stats>,
 }
 
@@ -49,10 +56,29 @@ pub struct Reply {
 
 /// Which way a query goes.
 enum Way {
-    Encrypted(usize),
-    Plain(Nameservers),
+    Ask(Whom),
     Transfer(Nameservers),
     Local(Local),
+}
+
+/// Who is asked.
+enum Whom {
+    /// These upstreams, over TLS.
+    Encrypted(usize),
+    /// Nameservers, in plaintext.
+    Plain(Nameservers),
+}
+
+/// What there is to answer a query with.
+enum Lookup {
+    /// This.
+    Known(Vec<u8>),
+    /// What comes, for this query and nobody else's.
+    Alone(Whom),
+    /// What comes, for all who ask the same; it may have been asked for already.
+    Asked { flight: Flight, joins: bool },
+    /// What comes until then, or this.
+    Stale { flight: Flight, limit: Duration, answer: Vec<u8> },
 }
 
 /// How many queries of one listener are in flight, answers that wait to be written included.
@@ -74,12 +100,18 @@ pub struct Place {
 
 impl Handler {
     /// A handler that asks those that the settings and the routes name.
-    pub fn new(settings: &Settings, routes: Arc<Routes>, stats: Arc<Stats>) -> Self {
+    pub fn new(
+        settings: &Settings,
+        cache: cache::Settings,
+        routes: Arc<Routes>,
+        stats: Arc<Stats>,
+    ) -> Self {
         let groups = once(&settings.upstreams).chain(routes.groups()).cloned();
         let pools = groups.map(|upstreams| Pool::new(Settings { upstreams, ..settings.clone() }));
         Self {
             pools: pools.collect(),
             plain: Plain::new(settings),
+            known: (cache.size > 0).then(|| Known::new(cache, settings.timeout)),
             routes: RefCell::new(routes),
             strip_subnets: settings.strip_subnets,
             stats,
@@ -97,7 +129,12 @@ impl Handler {
     }
 
     /// Answers what a client sent; `None` if that must not be answered at all.
-    pub async fn handle(&self, message: &[u8], room: Room, asker: &Asker) -> Option<Reply> {
+    pub async fn handle(
+        self: &Rc<Self>,
+        message: &[u8],
+        room: Room,
+        asker: &Asker,
+    ) -> Option<Reply> {
         let query = match self.parse(message) {
             Ok(query) => query,
             Err(rejection) => return rejection.map(Reply::from),
@@ -130,27 +167,14 @@ impl Handler {
     }
 
     /// What is seldom waited for is in boxes: every query pays for the size of this.
-    async fn resolve(&self, query: &Query, room: Room, asker: &Asker) -> Result<Reply, Failure> {
+    async fn resolve(
+        self: &Rc<Self>,
+        query: &Query,
+        room: Room,
+        asker: &Asker,
+    ) -> Result<Reply, Failure> {
         match self.route(query, room, asker)? {
-            Way::Encrypted(group) => {
-                let mut response = self.pools[group].exchange(query.to_upstream()).await?;
-                if !response.authenticated {
-                    self.stats.unauthenticated.add();
-                    withdraw_ad(query, &mut response.message);
-                }
-                let answer = response::relay(query, &response.message, room)?;
-                self.stats.encrypted.add();
-                Ok(answer.into())
-            }
-            Way::Plain(nameservers) => {
-                self.stats.plaintext.add();
-                let (outlet, message) = (asker.outlet(), query.to_plaintext());
-                let exchange =
-                    self.plain.exchange(outlet, &nameservers, &message, room.transport());
-                let mut answer = Box::pin(exchange).await?;
-                withdraw_ad(query, &mut answer);
-                Ok(response::relay(query, &answer, room)?.into())
-            }
+            Way::Ask(whom) => Ok(self.answer(query, whom, room, asker).await?.into()),
             Way::Transfer(nameservers) => {
                 self.stats.plaintext.add();
                 let (outlet, message) = (asker.outlet(), query.to_plaintext());
@@ -166,6 +190,126 @@ impl Handler {
         }
     }
 
+    /// The answer that is known, or the one that is given to whoever asks first.
+    async fn answer(
+        self: &Rc<Self>,
+        query: &Query,
+        whom: Whom,
+        room: Room,
+        asker: &Asker,
+    ) -> Result<Vec<u8>, Failure> {
+        match self.look_up(query, whom, room, asker) {
+            Lookup::Known(answer) => Ok(answer),
+            Lookup::Alone(whom) => {
+                let answer = Box::pin(self.ask(query, &whom, room, asker)).await?;
+                response::relay(query, &answer, room)
+            }
+            Lookup::Asked { flight, joins } => {
+                let answer = response::relay(query, &flight.await?, room)?;
+                if joins {
+                    self.stats.cached.add();
+                }
+                Ok(answer)
+            }
+            Lookup::Stale { flight, limit, answer: stale } => {
+                match Box::pin(timeout(limit, flight)).await {
+                    Ok(Ok(answer)) if !is_failure(&answer) => response::relay(query, &answer, room),
+                    _ => {
+                        self.stats.cached.add();
+                        Ok(stale)
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is known, and else what there is to wait for.
+    fn look_up(self: &Rc<Self>, query: &Query, whom: Whom, room: Room, asker: &Asker) -> Lookup {
+        let Some((known, key)) = self.key(query, &whom, asker) else {
+            return Lookup::Alone(whom);
+        };
+        let Some(found) = known.find(query, &key, room) else {
+            let joins = known.is_asking(&key);
+            if !joins && known.is_full() {
+                return Lookup::Alone(whom);
+            }
+            let flight = self.fly(known, key, query, whom, room, asker);
+            return Lookup::Asked { flight, joins };
+        };
+        if found.is_last_resort && !known.is_full() {
+            let flight = self.fly(known, key, query, whom, room, asker);
+            return Lookup::Stale { flight, limit: known.stale_after(), answer: found.answer };
+        }
+        if found.is_due && !known.is_busy() {
+            // Nobody waits for it.
+            drop(self.fly(known, key, query, whom, room, asker));
+        }
+        self.stats.cached.add();
+        Lookup::Known(found.answer)
+    }
+
+    /// What the answer is kept under; nothing if it is not for keeping.
+    fn key(&self, query: &Query, whom: &Whom, asker: &Asker) -> Option<(&Known, Key)> {
+        let known = self.known.as_ref()?;
+        let key = match whom {
+            Whom::Encrypted(group) => known.key(query, *group, None),
+            Whom::Plain(nameservers) => known.key(query, 0, Some((nameservers, asker.outlet()))),
+        };
+        Some((known, key?))
+    }
+
+    /// Asks, unless somebody does already; what comes is kept.
+    fn fly(
+        self: &Rc<Self>,
+        known: &Known,
+        key: Key,
+        query: &Query,
+        whom: Whom,
+        room: Room,
+        asker: &Asker,
+    ) -> Flight {
+        let flown = key.clone();
+        known.join(&flown, || {
+            let (handler, query, asker) = (Rc::clone(self), query.clone(), asker.clone());
+            Box::pin(async move {
+                let answer = handler.ask(&query, &whom, room, &asker).await.map(Rc::from);
+                if let Some(known) = &handler.known {
+                    known.land(&key, answer.as_deref().ok());
+                }
+                answer
+            })
+        })
+    }
+
+    /// Asks, and waits for the answer.
+    async fn ask(
+        &self,
+        query: &Query,
+        whom: &Whom,
+        room: Room,
+        asker: &Asker,
+    ) -> Result<Vec<u8>, Failure> {
+        match whom {
+            Whom::Encrypted(group) => {
+                let mut response = self.pools[*group].exchange(query.to_upstream()).await?;
+                if !response.authenticated {
+                    self.stats.unauthenticated.add();
+                    withdraw_ad(query, &mut response.message);
+                }
+                self.stats.encrypted.add();
+                Ok(response.message)
+            }
+            Whom::Plain(nameservers) => {
+                self.stats.plaintext.add();
+                let (outlet, message) = (asker.outlet(), query.to_plaintext());
+                let exchange = self.plain.exchange(outlet, nameservers, &message, room.transport());
+                let mut answer = exchange.await?;
+                withdraw_ad(query, &mut answer);
+                Ok(answer)
+            }
+        }
+    }
+
     /// Which way the query goes: by its name, and by whom the client asked.
     fn route(&self, query: &Query, room: Room, asker: &Asker) -> Result<Way, Failure> {
         let routes = self.routes.borrow();
@@ -175,7 +319,9 @@ impl Handler {
             Action::Local(local) => return Ok(Way::Local(local.clone())),
             Action::Original(whose) => asker.originals(&routes, *whose),
             Action::Plain(addrs) => Nameservers { addrs: addrs.to_vec(), side: Side::Host },
-            Action::Encrypted(group) if !is_transfer => return Ok(Way::Encrypted(group.0)),
+            Action::Encrypted(group) if !is_transfer => {
+                return Ok(Way::Ask(Whom::Encrypted(group.0)));
+            }
             // Only the one that was asked can have the zone to give.
             Action::Encrypted(Group(0)) if asker.nameserver().is_some() => {
                 asker.originals(&routes, Whose::Any)
@@ -186,7 +332,7 @@ impl Handler {
             (rr_type::AXFR | rr_type::IXFR, Room::Stream) => Ok(Way::Transfer(nameservers)),
             (rr_type::AXFR, Room::Datagram { .. }) => Err(Failure::ZoneTransfer),
             // Incremental ones may fit a datagram (RFC 1995 section 2).
-            _ => Ok(Way::Plain(nameservers)),
+            _ => Ok(Way::Ask(Whom::Plain(nameservers))),
         }
     }
 
@@ -202,6 +348,11 @@ fn withdraw_ad(query: &Query, answer: &mut [u8]) {
     if !query.is_intact() {
         answer[3] &= !flag::AD;
     }
+}
+
+/// Whether an answer from upstream says no more than that there is none.
+fn is_failure(answer: &[u8]) -> bool {
+    Parts::read(answer).is_none_or(|parts| cache::is_failure(&parts))
 }
 
 impl From<Vec<u8>> for Reply {
@@ -251,7 +402,7 @@ mod tests {
     #[test]
     fn what_a_query_waits_in_is_small() {
         fn size<F>(
-            _: impl Fn(&'static Handler, &'static [u8], Room, &'static Asker) -> F,
+            _: impl Fn(&'static Rc<Handler>, &'static [u8], Room, &'static Asker) -> F,
         ) -> usize {
             size_of::<F>()
         }

@@ -1,9 +1,9 @@
 //! The way of a query, one file per stage, in the order in which a query meets them.
 //!
 //! ```text
-//! udp / tcp ─► gate (who may ask) ─► query ─► handler ─► route ─┬─► upstream, over TLS
-//!     ▲                                                         ├─► original, in plaintext
-//!     └──────────────── response ◄──────────────────────────────┴─► local
+//! udp / tcp ─► gate (who may ask) ─► query ─► handler ─► route ─► known ─┬─► upstream, over TLS
+//!     ▲                                                    │      │     └─► original, in plaintext
+//!     └──────────────── response ◄───────────────── local ◄┴──────┘
 //! ```
 //!
 //! `query`, `response` and `local` are pure: bytes in, bytes out. A [`worker`] is a thread with a runtime of
@@ -12,6 +12,7 @@
 pub mod batch;
 pub mod gate;
 pub mod handler;
+mod known;
 mod local;
 mod opt_last;
 pub mod original;

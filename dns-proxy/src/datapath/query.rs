@@ -9,8 +9,9 @@ use std::ops::Range;
 use thiserror::Error;
 
 use super::opt_last;
-use crate::wire::{
-    self, HEADER_LEN, OPTION_HEADER_LEN, Question, flag, option_code, options, rr_type,
+use crate::{
+    cache::Bits,
+    wire::{self, HEADER_LEN, OPTION_HEADER_LEN, Question, flag, option_code, options, rr_type},
 };
 
 /// Queries are padded to a multiple of this many octets (RFC 8467 section 4.1).
@@ -157,6 +158,27 @@ impl Query {
         self.question.qtype
     }
 
+    /// The class asked for.
+    pub fn qclass(&self) -> u16 {
+        self.question.qclass
+    }
+
+    /// Bits on which its answer depends; `None` if that depends on more than those and the question.
+    pub fn bits(&self) -> Option<Bits> {
+        let [flags0, flags1] = self.flags();
+        let usual = flags0 == flag::RD && flags1 & !(flag::AD | flag::CD) == 0;
+        let alone = [1, 0, 0, u16::from(self.edns.is_some())];
+        let usual_edns = self.edns.as_ref().is_none_or(|edns| {
+            let mut options = options(&self.message[edns.options.clone()]).flatten();
+            edns.flags & !Edns::DO == 0 && options.all(|(code, _)| is_hop_by_hop(code))
+        });
+        (usual && usual_edns && wire::counts(&self.message) == Some(alone)).then(|| Bits {
+            dnssec_ok: self.edns.as_ref().is_some_and(Edns::dnssec_ok),
+            checking_disabled: flags1 & flag::CD != 0,
+            authentic_data: flags1 & flag::AD != 0,
+        })
+    }
+
     /// The client's EDNS record.
     pub fn edns(&self) -> Option<&Edns> {
         self.edns.as_ref()
@@ -253,6 +275,12 @@ fn read_edns(message: &[u8], record: &wire::Record) -> Result<Edns, Malformed> {
     })
 }
 
+/// Whether an option ends where it is understood: cookies (RFC 7873), keepalive (RFC 7828) and
+/// padding (RFC 7830).
+fn is_hop_by_hop(code: u16) -> bool {
+    matches!(code, option_code::COOKIE | option_code::TCP_KEEPALIVE | option_code::PADDING)
+}
+
 /// Appends an OPT record to a message, option by option.
 pub struct OptWriter {
     length_at: usize,
@@ -277,15 +305,10 @@ impl OptWriter {
         out.extend_from_slice(data);
     }
 
-    /// Copies the options that are not hop by hop; those end where they are understood: cookies
-    /// (RFC 7873), keepalive (RFC 7828) and padding (RFC 7830).
+    /// Copies the options that are not hop by hop.
     pub fn copy_options(&self, out: &mut Vec<u8>, data: &[u8]) {
-        for (code, option) in options(data).flatten() {
-            match code {
-                option_code::COOKIE | option_code::TCP_KEEPALIVE | option_code::PADDING => {}
-                _ => out.extend_from_slice(option),
-            }
-        }
+        let passing = options(data).flatten().filter(|(code, _)| !is_hop_by_hop(*code));
+        passing.for_each(|(_, option)| out.extend_from_slice(option));
     }
 
     /// Writes the record's length.

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Stats {
     /// Queries admitted and well formed.
     pub queries: Counter,
-    /// Answered from upstream, so over TLS.
+    /// Answers from upstream, so over TLS.
     pub encrypted: Counter,
     /// Those of them whose upstream was not authenticated, because the operator does not insist.
     pub unauthenticated: Counter,
+    /// Answered without asking: with what was known, or what somebody else was just asking.
+    pub cached: Counter,
     /// Answered with an error of our own: no upstream, or not to be forwarded.
     pub failed: Counter,
     /// Sent to a nameserver in plaintext because a route says so, answered or not.

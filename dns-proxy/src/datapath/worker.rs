@@ -28,7 +28,7 @@ use super::{
     tcp,
     udp::{Datagram, Datagrams},
 };
-use crate::{pulse::Pulse, route::Routes, upstream::Settings};
+use crate::{cache, pulse::Pulse, route::Routes, upstream::Settings};
 
 /// How long nothing must have been in flight when draining: what clients have sent is then taken
 /// from the sockets, and what they were sent is read.
@@ -76,7 +76,12 @@ impl Worker {
     ///
     /// # Errors
     /// No thread or runtime could be made.
-    pub fn start(index: usize, settings: Settings, routes: Arc<Routes>) -> io::Result<Self> {
+    pub fn start(
+        index: usize,
+        settings: Settings,
+        cache: cache::Settings,
+        routes: Arc<Routes>,
+    ) -> io::Result<Self> {
         let (commands, inbox) = mpsc::unbounded_channel();
         let stats = Arc::new(Stats::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -84,7 +89,7 @@ impl Worker {
         let pulse = Arc::new(Pulse::new());
         let worker_pulse = Arc::clone(&pulse);
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let handler = Rc::new(Handler::new(&settings, routes, worker_stats));
+            let handler = Rc::new(Handler::new(&settings, cache, routes, worker_stats));
             LocalSet::new().block_on(&runtime, async {
                 spawn_local(async move { worker_pulse.keep().await });
                 obey(inbox, handler).await;

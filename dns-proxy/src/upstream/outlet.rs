@@ -4,7 +4,10 @@
 use std::{
     io,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,6 +32,9 @@ const MAX_UNDER_WAY: usize = 256;
 const MAX_TRANSFERS: usize = 8;
 /// How long it is remembered what networks a namespace is connected to.
 const CONNECTED_FOR: Duration = Duration::from_secs(5);
+
+/// How many outlets there have been.
+static OUTLETS: AtomicU64 = AtomicU64::new(0);
 
 /// Where sockets can be opened: a network namespace.
 pub trait Network: Send + Sync {
@@ -60,6 +66,7 @@ pub struct Interfaces {
 
 /// What the clients of one listener have: their network, and their share of what may be under way.
 pub struct Outlet {
+    id: u64,
     network: Arc<dyn Network>,
     under_way: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
@@ -67,7 +74,7 @@ pub struct Outlet {
 }
 
 /// One of two networks, which may be the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
     /// That of the client.
     Client,
@@ -112,7 +119,13 @@ impl Outlet {
     pub fn new(network: Arc<dyn Network>) -> Self {
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
         let (under_way, transfers) = (semaphore(MAX_UNDER_WAY), semaphore(MAX_TRANSFERS));
-        Self { network, under_way, transfers, interfaces: Mutex::default() }
+        let id = OUTLETS.fetch_add(1, Ordering::Relaxed);
+        Self { id, network, under_way, transfers, interfaces: Mutex::default() }
+    }
+
+    /// A number that no other one has, or had before.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Opens a socket in one of the two networks.

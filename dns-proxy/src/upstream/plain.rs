@@ -35,7 +35,7 @@ pub struct Plain {
 }
 
 /// Whom to ask, and from where.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Nameservers {
     /// In order of preference.
     pub addrs: Vec<SocketAddr>,

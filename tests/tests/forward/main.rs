@@ -2,6 +2,7 @@
 //! comes back, byte for byte; and what the command line says to mistakes.
 
 mod authentication;
+mod cache;
 mod cli;
 mod client;
 mod faults;
