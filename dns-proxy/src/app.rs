@@ -27,10 +27,11 @@ use crate::{
         gate::Gate,
         query::EDNS_UDP_SIZE,
         response::Room,
-        stats::{self, Stats},
+        stats::Stats,
         worker::{ListenerId, Worker},
     },
     host::Host,
+    meter,
     upstream::{Exempt, Settings},
 };
 
@@ -151,7 +152,7 @@ impl App {
 
     /// One line that says what was done.
     fn report(&self) {
-        let sum = |counter: fn(&Stats) -> &stats::Counter| -> u64 {
+        let sum = |counter: fn(&Stats) -> &meter::Counter| -> u64 {
             self.workers.iter().map(|worker| counter(worker.stats()).get()).sum()
         };
         let kernel = |counters: &[Counter]| -> u64 {

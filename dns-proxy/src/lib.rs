@@ -13,6 +13,7 @@ pub mod datapath;
 pub mod duration;
 pub mod exec;
 pub mod host;
+pub mod meter;
 pub mod parts;
 pub mod pin;
 mod polled;

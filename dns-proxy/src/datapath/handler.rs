@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::time::timeout;
@@ -17,6 +17,7 @@ use super::{
     known::{Flight, Known},
     local,
     original::Asker,
+    outcome::{AtOnce, Outcome, Road, Source},
     query::Query,
     response::{self, Failure, Room},
     stats::Stats,
@@ -44,6 +45,7 @@ pub struct Handler {
     /// Nothing if nothing is to be kept.
     known: Option<Known>,
     stats: Arc<Stats>,
+    at_once: AtOnce,
 }
 
 /// What a client gets.
@@ -69,10 +71,19 @@ enum Whom {
     Plain(Nameservers),
 }
 
+impl Whom {
+    fn road(&self) -> Road {
+        match self {
+            Self::Encrypted(_) => Road::Encrypted,
+            Self::Plain(_) => Road::Plaintext,
+        }
+    }
+}
+
 /// What there is to answer a query with.
 enum Lookup {
     /// This.
-    Known(Vec<u8>),
+    Known { answer: Vec<u8>, source: Source },
     /// What comes, for this query and nobody else's.
     Alone(Whom),
     /// What comes, for all who ask the same; it may have been asked for already.
@@ -115,6 +126,7 @@ impl Handler {
             routes: RefCell::new(routes),
             strip_subnets: settings.strip_subnets,
             stats,
+            at_once: AtOnce::default(),
         }
     }
 
@@ -128,10 +140,11 @@ impl Handler {
         &self.stats
     }
 
-    /// Answers what a client sent; `None` if that must not be answered at all.
+    /// Answers what a client sent, and when it came; `None` if that must not be answered at all.
     pub async fn handle(
         self: &Rc<Self>,
         message: &[u8],
+        came: Instant,
         room: Room,
         asker: &Asker,
     ) -> Option<Reply> {
@@ -139,16 +152,32 @@ impl Handler {
             Ok(query) => query,
             Err(rejection) => return rejection.map(Reply::from),
         };
-        match self.resolve(&query, room, asker).await {
-            Ok(reply) => Some(reply),
-            Err(failure) => Some(self.fail(&query, &failure).into()),
+        let (reply, outcome) = match self.resolve(&query, room, asker).await {
+            Ok(answered) => answered,
+            Err(failure) => (self.fail(&query, &failure).into(), Outcome::Failed),
+        };
+        self.stats.answers.count(outcome, room.transport(), &reply.message);
+        if outcome.is_at_once() {
+            self.at_once.add(outcome);
+        } else {
+            self.stats.latencies.add(outcome, came.elapsed(), 1);
         }
+        Some(reply)
+    }
+
+    /// All that was answered at once is sent, and came then.
+    pub fn sent(&self, came: Instant) {
+        self.at_once.sent(came, &self.stats.latencies);
     }
 
     /// Answers a client that has no place left in flight.
-    pub fn refuse(&self, message: &[u8]) -> Option<Vec<u8>> {
+    pub fn refuse(&self, message: &[u8], room: Room) -> Option<Vec<u8>> {
         match self.parse(message) {
-            Ok(query) => Some(self.fail(&query, &Failure::Busy)),
+            Ok(query) => {
+                let answer = self.fail(&query, &Failure::Busy);
+                self.stats.answers.count(Outcome::Failed, room.transport(), &answer);
+                Some(answer)
+            }
             Err(rejection) => rejection,
         }
     }
@@ -172,20 +201,25 @@ impl Handler {
         query: &Query,
         room: Room,
         asker: &Asker,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<(Reply, Outcome), Failure> {
         match self.route(query, room, asker)? {
-            Way::Ask(whom) => Ok(self.answer(query, whom, room, asker).await?.into()),
+            Way::Ask(whom) => {
+                let road = whom.road();
+                let (answer, source) = self.answer(query, whom, room, asker).await?;
+                Ok((answer.into(), Outcome::Answered(road, source)))
+            }
             Way::Transfer(nameservers) => {
                 self.stats.plaintext.add();
                 let (outlet, message) = (asker.outlet(), query.to_plaintext());
                 let transfer =
                     Box::pin(self.plain.transfer(outlet, &nameservers, &message)).await?;
                 let (message, rest) = Box::pin(Rest::start(query, transfer)).await?;
-                Ok(Reply { message, rest: rest.map(Box::new) })
+                let reply = Reply { message, rest: rest.map(Box::new) };
+                Ok((reply, Outcome::Answered(Road::Plaintext, Source::Asked)))
             }
             Way::Local(local) => {
                 self.stats.local.add();
-                Ok(local::answer(query, &local).into())
+                Ok((local::answer(query, &local).into(), Outcome::Local))
             }
         }
     }
@@ -197,26 +231,28 @@ impl Handler {
         whom: Whom,
         room: Room,
         asker: &Asker,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<(Vec<u8>, Source), Failure> {
         match self.look_up(query, whom, room, asker) {
-            Lookup::Known(answer) => Ok(answer),
+            Lookup::Known { answer, source } => Ok((answer, source)),
             Lookup::Alone(whom) => {
                 let answer = Box::pin(self.ask(query, &whom, room, asker)).await?;
-                response::relay(query, &answer, room)
+                Ok((response::relay(query, &answer, room)?, Source::Asked))
             }
             Lookup::Asked { flight, joins } => {
                 let answer = response::relay(query, &flight.await?, room)?;
                 if joins {
                     self.stats.cached.add();
                 }
-                Ok(answer)
+                Ok((answer, if joins { Source::Shared } else { Source::Asked }))
             }
             Lookup::Stale { flight, limit, answer: stale } => {
                 match Box::pin(timeout(limit, flight)).await {
-                    Ok(Ok(answer)) if !is_failure(&answer) => response::relay(query, &answer, room),
+                    Ok(Ok(answer)) if !is_failure(&answer) => {
+                        Ok((response::relay(query, &answer, room)?, Source::Asked))
+                    }
                     _ => {
                         self.stats.cached.add();
-                        Ok(stale)
+                        Ok((stale, Source::Stale))
                     }
                 }
             }
@@ -245,7 +281,8 @@ impl Handler {
             drop(self.fly(known, key, query, whom, room, asker));
         }
         self.stats.cached.add();
-        Lookup::Known(found.answer)
+        let source = if found.is_stale { Source::Stale } else { Source::Cache };
+        Lookup::Known { answer: found.answer, source }
     }
 
     /// What the answer is kept under; nothing if it is not for keeping.
@@ -338,6 +375,7 @@ impl Handler {
 
     fn fail(&self, query: &Query, failure: &Failure) -> Vec<u8> {
         self.stats.failed.add();
+        self.stats.failures.count(failure);
         debug!(%failure, "query failed");
         response::fail(query, failure)
     }
@@ -402,7 +440,7 @@ mod tests {
     #[test]
     fn what_a_query_waits_in_is_small() {
         fn size<F>(
-            _: impl Fn(&'static Rc<Handler>, &'static [u8], Room, &'static Asker) -> F,
+            _: impl Fn(&'static Rc<Handler>, &'static [u8], Instant, Room, &'static Asker) -> F,
         ) -> usize {
             size_of::<F>()
         }

@@ -50,6 +50,8 @@ pub(super) type Flight = Shared<LocalBoxFuture<'static, Result<Rc<[u8]>, Failure
 /// An answer for a client.
 pub(super) struct Found {
     pub(super) answer: Vec<u8>,
+    /// It is beyond its time.
+    pub(super) is_stale: bool,
     /// It is to be given only if nothing fresh comes in time.
     pub(super) is_last_resort: bool,
     /// It is time to ask again.
@@ -98,8 +100,8 @@ impl Known {
         let mut answer = response::compose(query, &parts, extended_error(&hit, &parts));
         hit.count_down(&mut answer);
         let answer = response::limit(query, answer, room);
-        let is_last_resort = hit.is_stale && hit.is_due;
-        Some(Found { answer, is_last_resort, is_due: hit.is_due })
+        let (is_stale, is_due) = (hit.is_stale, hit.is_due);
+        Some(Found { answer, is_stale, is_last_resort: is_stale && is_due, is_due })
     }
 
     /// The question's flight: the one that is on its way, or this one. It goes on if nobody waits.

@@ -16,6 +16,7 @@ mod known;
 mod local;
 mod opt_last;
 pub mod original;
+pub mod outcome;
 pub mod query;
 pub mod response;
 pub mod stats;

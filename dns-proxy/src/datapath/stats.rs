@@ -1,6 +1,9 @@
 //! What one worker did, readable from other threads.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::{
+    datapath::outcome::{Answers, Failures, Latencies},
+    meter::Counter,
+};
 
 /// Counters of one worker; only that worker writes them, so they never bounce between cores.
 #[derive(Debug, Default)]
@@ -23,20 +26,11 @@ pub struct Stats {
     pub malformed: Counter,
     /// Messages from those who may not ask.
     pub denied: Counter,
-}
-
-/// A number that goes up.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds one.
-    pub fn add(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The number now.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
+    /// Answers to queries, by what became of them.
+    pub answers: Answers,
+    /// Errors of our own, by their reasons.
+    pub failures: Failures,
+    /// How long they took, from when the query was received until the answer was there, or was sent
+    /// if it was there at once.
+    pub latencies: Latencies,
 }

@@ -71,11 +71,12 @@ impl Conversation {
                     return if slow { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) };
                 }
             };
+            let came = Instant::now();
             let mut rest = &inbox[..];
             while queries.len() < MAX_PIPELINED
                 && let Some((message, tail)) = split_frame(rest)
             {
-                queries.extend(self.take(message, &mut out));
+                queries.extend(self.take(message, came, &mut out));
                 rest = tail;
             }
             let taken = inbox.len() - rest.len();
@@ -92,6 +93,7 @@ impl Conversation {
                 next = queries.next().now_or_never().flatten();
             }
             write(&mut writer, &mut out).await?;
+            self.handler.sent(came.into_std());
             behind = queries.is_empty() && split_frame(&inbox).is_some();
             self.idle_since.set(queries.is_empty().then(Instant::now));
         }
@@ -102,10 +104,11 @@ impl Conversation {
     fn take(
         &self,
         message: &[u8],
+        came: Instant,
         out: &mut Vec<u8>,
     ) -> Option<impl Future<Output = Option<Reply>> + use<>> {
         let Some(place) = self.in_flight.enter(self.asker.client()) else {
-            if let Some(answer) = self.handler.refuse(message) {
+            if let Some(answer) = self.handler.refuse(message, Room::Stream) {
                 frame(out, &answer);
             }
             return None;
@@ -114,7 +117,7 @@ impl Conversation {
             (Rc::clone(&self.handler), self.asker.clone(), message.to_vec());
         Some(async move {
             let _place = place;
-            handler.handle(&message, Room::Stream, &asker).await
+            handler.handle(&message, came.into_std(), Room::Stream, &asker).await
         })
     }
 }

@@ -1,7 +1,13 @@
 //! DNS over UDP: one task for each socket, which receives, waits for answers and sends them in
 //! batches.
 
-use std::{cell::RefCell, io, net::UdpSocket, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    io,
+    net::UdpSocket,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{io::unix::AsyncFd, task::yield_now, time::sleep};
@@ -63,13 +69,14 @@ impl Datagrams {
 
     /// Answers a datagram as if the socket had received it.
     pub async fn answer(self: Rc<Self>, Datagram { path, message }: Datagram) {
-        let mut answers = Vec::new();
-        if let Some(query) = self.take(&message, path, &mut answers) {
+        let (mut answers, came) = (Vec::new(), Instant::now());
+        if let Some(query) = self.take(&message, path, came, &mut answers) {
             answers.extend(query.await);
         }
         if let Err(error) = self.send(&mut answers).await {
             debug!(%error, client = %path.client, "answer not sent");
         }
+        self.handler.sent(came);
     }
 
     /// Serves the socket until the task is dropped, and with it every query that came this way.
@@ -79,6 +86,7 @@ impl Datagrams {
     pub async fn serve(self: Rc<Self>) -> io::Result<()> {
         let mut queries = FuturesUnordered::new();
         let mut answers: Vec<Answer> = Vec::new();
+        let mut came = Instant::now();
         loop {
             let received = tokio::select! {
                 received = self.receive() => Some(received?),
@@ -88,8 +96,9 @@ impl Datagrams {
                 }
             };
             if received.is_some() {
+                came = Instant::now();
                 for (message, path) in self.inbox.borrow().datagrams() {
-                    queries.extend(self.take(message, path, &mut answers));
+                    queries.extend(self.take(message, path, came, &mut answers));
                 }
             }
             // Queries that have just come are sent on, and answers that are there leave together.
@@ -97,6 +106,7 @@ impl Datagrams {
                 answers.extend(answer);
             }
             self.send(&mut answers).await?;
+            self.handler.sent(came);
             if received == Some(BATCH) {
                 yield_now().await; // the upstream connections must get their turn
             }
@@ -132,6 +142,7 @@ impl Datagrams {
         self: &Rc<Self>,
         message: &[u8],
         path: Path,
+        came: Instant,
         answers: &mut Vec<Answer>,
     ) -> Option<impl Future<Output = Option<Answer>> + use<>> {
         let Some(asker) = self.gate.admit(path.client.ip(), path.local) else {
@@ -139,13 +150,13 @@ impl Datagrams {
             return None;
         };
         let Some(place) = self.in_flight.enter(asker.client()) else {
-            answers.extend(self.handler.refuse(message).map(|answer| (answer, path)));
+            answers.extend(self.handler.refuse(message, self.room).map(|answer| (answer, path)));
             return None;
         };
         let (this, message) = (Rc::clone(self), message.to_vec());
         Some(async move {
             let _place = place;
-            let reply = this.handler.handle(&message, this.room, &asker).await?;
+            let reply = this.handler.handle(&message, came, this.room, &asker).await?;
             Some((reply.message, path))
         })
     }
