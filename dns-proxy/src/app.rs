@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 use crate::{
     cache,
     config::{Config, Plain},
+    confine,
     control::{
         bpf::{Bpf, Pins},
         cgroup::CgroupTree,
@@ -206,6 +207,10 @@ pub async fn run(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    // There is one thread so far.
+    if let Err(error) = confine::daemon(!config.scope.select.is_empty()) {
+        warn!(%error, "the daemon keeps privileges that it does not need");
+    }
     let claim = claim(&config)?;
     let tls = Arc::clone(&config.tls);
     let mut app = App::start(config, claim)?;

@@ -8,6 +8,7 @@ pub mod app;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod control;
 pub mod datapath;
 pub mod duration;

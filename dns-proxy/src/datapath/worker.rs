@@ -17,7 +17,7 @@ use tokio::{
     task::{JoinSet, LocalSet, spawn_local},
     time::{Instant, sleep},
 };
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{
     batch::Inbox,
@@ -28,7 +28,7 @@ use super::{
     tcp,
     udp::{Datagram, Datagrams},
 };
-use crate::{cache, pulse::Pulse, route::Routes, upstream::Settings};
+use crate::{cache, confine, pulse::Pulse, route::Routes, upstream::Settings};
 
 /// How long nothing must have been in flight when draining: what clients have sent is then taken
 /// from the sockets, and what they were sent is read.
@@ -89,6 +89,9 @@ impl Worker {
         let pulse = Arc::new(Pulse::new());
         let worker_pulse = Arc::clone(&pulse);
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            if let Err(error) = confine::worker() {
+                warn!(%error, "a worker thread keeps privileges that it does not need");
+            }
             let handler = Rc::new(Handler::new(&settings, cache, routes, worker_stats));
             LocalSet::new().block_on(&runtime, async {
                 spawn_local(async move { worker_pulse.keep().await });

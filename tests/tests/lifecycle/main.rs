@@ -2,6 +2,7 @@
 //! meanwhile.
 
 mod closed;
+mod confined;
 mod daemon;
 mod exec;
 mod first_query;
