@@ -6,11 +6,13 @@ use std::{
     io,
     mem::{size_of, zeroed},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
+    ops::Range,
     os::fd::AsRawFd as _,
     ptr,
 };
 
 use nix::libc;
+use tracing::debug;
 
 use super::query::MAX_QUERY_LEN;
 
@@ -40,18 +42,73 @@ pub struct Path {
     pub ifindex: u32,
 }
 
-/// Buffers for received datagrams; one set for all sockets of a worker.
-pub struct Inbox {
-    octets: Box<[u8]>,
-    received: Vec<(usize, Path)>,
+/// What the kernel is told of a batch: where each datagram comes from or goes to, and lies. It is
+/// written anew for each call, since it holds pointers; only what is used of it costs anything.
+struct Frame {
+    names: [libc::sockaddr_storage; BATCH],
+    controls: [Control; BATCH],
+    slices: [libc::iovec; BATCH],
+    headers: [libc::mmsghdr; BATCH],
 }
 
-impl Default for Inbox {
-    fn default() -> Self {
-        Self {
-            octets: vec![0; BATCH * BUFFER].into_boxed_slice(),
-            received: Vec::with_capacity(BATCH),
+/// The datagrams received last, and the answers that leave together; one for all sockets of a worker.
+pub struct Buffers {
+    /// What was received.
+    pub inbox: Inbox,
+    /// What is to be sent.
+    pub outbox: Outbox,
+}
+
+/// Datagrams that were received.
+pub struct Inbox {
+    octets: Box<[u8]>,
+    frame: Box<Frame>,
+    count: usize,
+}
+
+/// Answers to be sent, one behind the other.
+pub struct Outbox {
+    octets: Vec<u8>,
+    /// Where each ends, and its way.
+    answers: Vec<(usize, Path)>,
+    frame: Box<Frame>,
+}
+
+impl Frame {
+    fn new() -> Box<Self> {
+        // SAFETY: all of these are integers, pointers and arrays of such, for which zero is a value.
+        Box::new(unsafe { zeroed() })
+    }
+
+    /// Says where the datagrams lie: each by its first octet, and how many.
+    fn point_at(&mut self, datagrams: impl Iterator<Item = (*mut u8, usize)>) {
+        for (index, (octets, len)) in datagrams.enumerate() {
+            self.slices[index] = libc::iovec { iov_base: octets.cast(), iov_len: len };
+            let header = &mut self.headers[index].msg_hdr;
+            header.msg_name = (&raw mut self.names[index]).cast();
+            header.msg_iov = &raw mut self.slices[index];
+            header.msg_iovlen = 1;
+            header.msg_control = (&raw mut self.controls[index]).cast();
         }
+    }
+
+    /// Says how long the name and the control message of a datagram are, or may be.
+    fn set_lengths(&mut self, index: usize, name: usize, control: usize) {
+        let header = &mut self.headers[index].msg_hdr;
+        header.msg_namelen = name as libc::socklen_t;
+        header.msg_controllen = control as _;
+    }
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        let inbox = Inbox {
+            octets: vec![0; BATCH * BUFFER].into_boxed_slice(),
+            frame: Frame::new(),
+            count: 0,
+        };
+        let answers = Vec::with_capacity(BATCH);
+        Self { inbox, outbox: Outbox { octets: Vec::new(), answers, frame: Frame::new() } }
     }
 }
 
@@ -62,101 +119,114 @@ impl Inbox {
     /// # Errors
     /// There is nothing, or the socket has failed.
     pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        self.received.clear();
-        // SAFETY: all of these are integers, pointers and arrays of such, for which zero is a value.
-        let (mut names, mut controls, mut slices, mut headers): (
-            [libc::sockaddr_storage; BATCH],
-            [Control; BATCH],
-            [libc::iovec; BATCH],
-            [libc::mmsghdr; BATCH],
-        ) = unsafe { zeroed() };
-        for (index, buffer) in self.octets.chunks_exact_mut(BUFFER).enumerate() {
-            slices[index] =
-                libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-            let header = &mut headers[index].msg_hdr;
-            header.msg_name = (&raw mut names[index]).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-            header.msg_iov = &raw mut slices[index];
-            header.msg_iovlen = 1;
-            header.msg_control = (&raw mut controls[index]).cast();
-            header.msg_controllen = size_of::<Control>() as _;
-        }
-        // SAFETY: every pointer in the headers is to memory of this frame or of `self.octets`, of
+        self.count = 0;
+        let (name, control) = (size_of::<libc::sockaddr_storage>(), size_of::<Control>());
+        (0..BATCH).for_each(|index| self.frame.set_lengths(index, name, control));
+        let buffers = self.octets.chunks_exact_mut(BUFFER);
+        self.frame.point_at(buffers.map(|buffer| (buffer.as_mut_ptr(), buffer.len())));
+        // SAFETY: every pointer in the headers is to memory of `self.frame` or of `self.octets`, of
         // the length that stands beside it, and nothing else uses that memory meanwhile.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
-                headers.as_mut_ptr(),
+                self.frame.headers.as_mut_ptr(),
                 BATCH as libc::c_uint,
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
         };
-        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-        for (index, header) in headers.iter().enumerate().take(count) {
-            // One whose addresses are missing cannot be answered; an empty message never is.
-            let len = header.msg_hdr.msg_controllen;
-            let path = read_path(&names[index], &controls[index], len);
-            let (len, path) = path.map_or((0, UNKNOWN), |path| (header.msg_len as usize, path));
-            self.received.push((len, path));
-        }
-        Ok(count)
+        self.count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        Ok(self.count)
     }
 
-    /// What was received last.
+    /// What was received last. One whose addresses are missing cannot be answered and is left out.
     pub fn datagrams(&self) -> impl Iterator<Item = (&[u8], Path)> {
-        let buffers = self.octets.chunks_exact(BUFFER);
-        buffers.zip(&self.received).map(|(buffer, (len, path))| (&buffer[..*len], *path))
+        let Frame { names, controls, headers, .. } = &*self.frame;
+        let received = self.octets.chunks_exact(BUFFER).zip(headers).take(self.count);
+        received.zip(names.iter().zip(controls)).filter_map(
+            |((buffer, header), (name, control))| {
+                let path = read_path(name, control, header.msg_hdr.msg_controllen)?;
+                Some((&buffer[..header.msg_len as usize], path))
+            },
+        )
     }
 }
 
-/// The path of a datagram whose addresses are missing; nobody is there.
-const UNKNOWN: Path = Path {
-    client: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)),
-    local: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    ifindex: 0,
-};
-
-/// Sends answers, [`BATCH`] at most, each from the address that its query was sent to; how many
-/// were sent.
-///
-/// # Errors
-/// The first one cannot be sent (now).
-pub fn send(socket: &UdpSocket, answers: &[(Vec<u8>, Path)]) -> io::Result<usize> {
-    // SAFETY: as in `Inbox::receive`.
-    let (mut names, mut controls, mut slices, mut headers): (
-        [libc::sockaddr_storage; BATCH],
-        [Control; BATCH],
-        [libc::iovec; BATCH],
-        [libc::mmsghdr; BATCH],
-    ) = unsafe { zeroed() };
-    let count = answers.len().min(BATCH);
-    for (index, (answer, path)) in answers[..count].iter().enumerate() {
-        slices[index] =
-            libc::iovec { iov_base: answer.as_ptr().cast_mut().cast(), iov_len: answer.len() };
-        let header = &mut headers[index].msg_hdr;
-        header.msg_name = (&raw mut names[index]).cast();
-        header.msg_namelen = write_name(&mut names[index], path.client);
-        header.msg_iov = &raw mut slices[index];
-        header.msg_iovlen = 1;
-        header.msg_control = (&raw mut controls[index]).cast();
-        header.msg_controllen = write_local(&mut controls[index], path) as _;
+impl Outbox {
+    /// Nothing is to be sent.
+    pub fn is_empty(&self) -> bool {
+        self.answers.is_empty()
     }
-    // SAFETY: every pointer in the headers is to memory of this frame or of `answers`, which the
-    // kernel only reads, of the length that stands beside it.
-    let sent = unsafe {
-        libc::sendmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            count as libc::c_uint,
-            libc::MSG_DONTWAIT,
-        )
-    };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+
+    /// Takes what is appended to the octets for an answer, if it is said to be one; whether it is.
+    pub fn take(&mut self, path: Path, append: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        let start = self.octets.len();
+        let is_answer = append(&mut self.octets);
+        if is_answer {
+            self.answers.push((self.octets.len(), path));
+        } else {
+            self.octets.truncate(start);
+        }
+        is_answer
+    }
+
+    /// Sends all, each from the address that its query was sent to, and is empty then. What the socket
+    /// has no room for comes back; one that cannot be sent is given up.
+    pub fn send(&mut self, socket: &UdpSocket) -> Vec<(Vec<u8>, Path)> {
+        let mut sent = 0;
+        while sent < self.answers.len() {
+            match self.send_from(socket, sent) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    debug!(%error, client = %self.answers[sent].1.client, "answer not sent");
+                    sent += 1;
+                }
+            }
+        }
+        let rest = (sent..self.answers.len()).map(|index| {
+            let answer = &self.octets[range(&self.answers, index)];
+            (answer.to_vec(), self.answers[index].1)
+        });
+        let rest = rest.collect();
+        self.answers.clear();
+        self.octets.clear();
+        rest
+    }
+
+    /// Sends answers from this one on, [`BATCH`] at most; how many were sent.
+    fn send_from(&mut self, socket: &UdpSocket, first: usize) -> io::Result<usize> {
+        let count = (self.answers.len() - first).min(BATCH);
+        for (index, (_, path)) in self.answers[first..][..count].iter().enumerate() {
+            let name = write_name(&mut self.frame.names[index], path.client);
+            let control = write_local(&mut self.frame.controls[index], path);
+            self.frame.set_lengths(index, name, control);
+        }
+        let octets = self.octets.as_mut_ptr();
+        let ranges = (first..first + count).map(|index| range(&self.answers, index));
+        self.frame.point_at(ranges.map(|range| (octets.wrapping_add(range.start), range.len())));
+        // SAFETY: every pointer in the headers is to memory of `self.frame` or of `self.octets`, which
+        // the kernel only reads, of the length that stands beside it.
+        let sent = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                self.frame.headers.as_mut_ptr(),
+                count as libc::c_uint,
+                libc::MSG_DONTWAIT,
+            )
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// Where an answer lies: behind the one before.
+fn range(answers: &[(usize, Path)], index: usize) -> Range<usize> {
+    let start = index.checked_sub(1).map_or(0, |before| answers[before].0);
+    start..answers[index].0
 }
 
 /// Writes a socket address; its length.
-fn write_name(name: &mut libc::sockaddr_storage, addr: SocketAddr) -> libc::socklen_t {
+fn write_name(name: &mut libc::sockaddr_storage, addr: SocketAddr) -> usize {
     match addr {
         SocketAddr::V4(addr) => {
             let v4 = libc::sockaddr_in {
@@ -167,7 +237,7 @@ fn write_name(name: &mut libc::sockaddr_storage, addr: SocketAddr) -> libc::sock
             };
             // SAFETY: `sockaddr_storage` has room for and is aligned as every socket address.
             unsafe { ptr::from_mut(name).cast::<libc::sockaddr_in>().write(v4) };
-            size_of::<libc::sockaddr_in>() as libc::socklen_t
+            size_of::<libc::sockaddr_in>()
         }
         SocketAddr::V6(addr) => {
             let v6 = libc::sockaddr_in6 {
@@ -179,7 +249,7 @@ fn write_name(name: &mut libc::sockaddr_storage, addr: SocketAddr) -> libc::sock
             };
             // SAFETY: as above.
             unsafe { ptr::from_mut(name).cast::<libc::sockaddr_in6>().write(v6) };
-            size_of::<libc::sockaddr_in6>() as libc::socklen_t
+            size_of::<libc::sockaddr_in6>()
         }
     }
 }
@@ -287,12 +357,17 @@ mod tests {
             for number in 0..BATCH as u8 + 1 {
                 client.send(&[number; 3]).expect("send");
             }
-            let mut inbox = Inbox::default();
+            let Buffers { mut inbox, mut outbox } = Buffers::default();
             assert_eq!(inbox.receive(&server).expect("a full batch"), BATCH);
-            let answers: Vec<_> =
-                inbox.datagrams().map(|(message, path)| (message.to_vec(), path)).collect();
-            assert!(answers.iter().all(|(_, path)| path.local.to_string() == to), "{answers:?}");
-            assert_eq!(send(&server, &answers).expect("send"), BATCH);
+            for (message, path) in inbox.datagrams() {
+                assert_eq!(path.local.to_string(), to);
+                assert!(outbox.take(path, |octets| {
+                    octets.extend_from_slice(message);
+                    true
+                }));
+                assert!(!outbox.take(path, |_| false));
+            }
+            assert!(outbox.send(&server).is_empty() && outbox.is_empty());
             assert_eq!(inbox.receive(&server).expect("the last one"), 1);
             let nothing = inbox.receive(&server).expect_err("no more");
             assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
@@ -309,7 +384,7 @@ mod tests {
     fn a_datagram_that_is_too_long_shows() {
         let (server, client) = pair("0.0.0.0", "127.0.0.1");
         client.send(&[0; MAX_QUERY_LEN + 100]).expect("send");
-        let mut inbox = Inbox::default();
+        let mut inbox = Buffers::default().inbox;
         inbox.receive(&server).expect("one");
         assert!(inbox.datagrams().all(|(message, _)| message.len() == MAX_QUERY_LEN + 1));
     }

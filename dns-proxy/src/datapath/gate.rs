@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
 use dns_proxy_common::{Origin, Token};
 use ipnet::IpNet;
 
-use super::original::Asker;
+use super::original::Admitted;
 use crate::upstream::{Outlet, OwnNetwork};
 
 /// Where tokens are looked up: the kernel's map, in production.
@@ -76,12 +76,12 @@ impl Gate {
     }
 
     /// Who asks by a query from `client` to `local`; `None` if it is not to be answered.
-    pub fn admit(&self, client: IpAddr, local: IpAddr) -> Option<Asker> {
+    pub fn admit(&self, client: IpAddr, local: IpAddr) -> Option<Admitted<'_>> {
         match self {
             Self::Plain { allow, outlet } => {
                 let client = client.to_canonical();
                 let admitted = allow.iter().any(|net| net.contains(&client));
-                admitted.then(|| Asker::new(client, None, outlet))
+                admitted.then_some(Admitted { client, nameserver: None, outlet })
             }
             Self::Namespace { netns, origins, known, locals, outlet } => {
                 let token = match local {
@@ -93,7 +93,8 @@ impl Gate {
                 let admitted =
                     origin.netns == *netns && (client.is_loopback() || locals.has(client));
                 // Addresses tell little in here; tokens tell cgroups apart.
-                admitted.then(|| Asker::new(local, Some(asked), outlet))
+                let nameserver = Some(asked);
+                admitted.then_some(Admitted { client: local, nameserver, outlet })
             }
         }
     }
@@ -150,7 +151,7 @@ mod tests {
         let ours = namespace(42);
         for token in [IpAddr::from(Token(7).v4()), Token(7).v6().into()] {
             let asker = ours.admit(client, token).expect("admitted");
-            assert_eq!(asker.nameserver(), Some(IpAddr::from([8, 8, 8, 8])));
+            assert_eq!(asker.nameserver, Some(IpAddr::from([8, 8, 8, 8])));
         }
         assert!(ours.admit(client, Token(8).v4().into()).is_none(), "no such token");
         assert!(ours.admit(client, client).is_none(), "not a token");
@@ -178,7 +179,7 @@ mod tests {
         {
             let asker = gate.admit(client.parse().expect("an address"), local);
             assert_eq!(asker.is_some(), admitted);
-            assert!(asker.is_none_or(|asker| asker.nameserver().is_none()));
+            assert!(asker.is_none_or(|asker| asker.nameserver.is_none()));
         }
     }
 }

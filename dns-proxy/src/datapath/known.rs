@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -14,13 +15,12 @@ use futures_util::{
 use tokio::task::spawn_local;
 
 use super::{
-    query::Query,
+    asked::Asked,
     response::{self, Failure, Room},
 };
 use crate::{
-    cache::{self, Cache, Hit, Key, View},
+    cache::{self, Bits, Cache, Hit, Key, View},
     parts::Parts,
-    upstream::{Nameservers, Outlet, Side},
     wire::{flag, rcode},
 };
 
@@ -47,9 +47,8 @@ pub(super) struct Known {
 /// A question that is being asked, for as many as want to hear the answer.
 pub(super) type Flight = Shared<LocalBoxFuture<'static, Result<Rc<[u8]>, Failure>>>;
 
-/// An answer for a client.
+/// What there is to know of an answer that was found.
 pub(super) struct Found {
-    pub(super) answer: Vec<u8>,
     /// It is beyond its time.
     pub(super) is_stale: bool,
     /// It is to be given only if nothing fresh comes in time.
@@ -58,9 +57,19 @@ pub(super) struct Found {
     pub(super) is_due: bool,
 }
 
-/// Numbers for those who are asked in plaintext: who they are, and in which network.
+/// Whom an answer comes from: answers of others may be different.
+#[derive(Clone, Copy)]
+pub(super) enum Resolver<'a> {
+    /// A group of upstreams.
+    Group(usize),
+    /// Nameservers that are asked in plaintext, and in whose network: a client's, or else our own.
+    Plain(&'a [SocketAddr], Option<u64>),
+}
+
+/// Numbers for those who are asked in plaintext: in which network, and who they are.
 struct Views {
-    numbers: HashMap<(Nameservers, Option<u64>), u32>,
+    numbers: HashMap<Option<u64>, HashMap<Box<[SocketAddr]>, u32>>,
+    count: usize,
     next: u32,
 }
 
@@ -70,38 +79,40 @@ impl Known {
         Self {
             cache: RefCell::new(Cache::new(settings.size, settings.limits, Instant::now())),
             flights: RefCell::default(),
-            views: RefCell::new(Views { numbers: HashMap::new(), next: FIRST_PLAIN }),
+            views: RefCell::new(Views { numbers: HashMap::new(), count: 0, next: FIRST_PLAIN }),
             // Before the query fails.
             stale_after: STALE_AFTER.min(timeout * 9 / 10),
         }
     }
 
-    /// What the answer to a query is kept under, if it is asked of these nameservers in plaintext, or
-    /// else of this group of upstreams.
-    pub(super) fn key(
-        &self,
-        query: &Query,
-        group: usize,
-        plain: Option<(&Nameservers, &Outlet)>,
-    ) -> Option<Key> {
-        let bits = query.bits()?;
-        let view = match plain {
-            None => u32::try_from(group).ok().filter(|group| *group < FIRST_PLAIN)?,
-            Some((nameservers, outlet)) => self.views.borrow_mut().of(nameservers, outlet)?,
+    /// What the answer of a resolver is kept under; nothing if it is not for keeping.
+    pub(super) fn key(&self, asked: &Asked<'_>, bits: Bits, resolver: Resolver<'_>) -> Option<Key> {
+        let view = match resolver {
+            Resolver::Group(group) => {
+                u32::try_from(group).ok().filter(|group| *group < FIRST_PLAIN)?
+            }
+            Resolver::Plain(addrs, network) => self.views.borrow_mut().of(addrs, network)?,
         };
-        Key::new(View(view), query.name(), query.qtype(), query.qclass(), bits)
+        Key::new(View(view), asked.name(), asked.qtype(), asked.qclass(), bits)
     }
 
-    /// The answer to a query, if it is known.
-    pub(super) fn find(&self, query: &Query, key: &Key, room: Room) -> Option<Found> {
+    /// Appends the answer, if it is known.
+    pub(super) fn find(
+        &self,
+        asked: &Asked<'_>,
+        key: &Key,
+        room: Room,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Option<Found> {
         let mut cache = self.cache.borrow_mut();
-        let hit = cache.get(key, Instant::now())?;
-        let parts = hit.parts();
-        let mut answer = response::compose(query, &parts, extended_error(&hit, &parts));
-        hit.count_down(&mut answer);
-        let answer = response::limit(query, answer, room);
+        let hit = cache.get(key, now)?;
+        let (parts, start) = (hit.parts(), out.len());
+        response::compose(out, asked, &parts, extended_error(&hit, &parts));
+        hit.count_down(&mut out[start..]);
+        response::limit(out, start, asked, room);
         let (is_stale, is_due) = (hit.is_stale, hit.is_due);
-        Some(Found { answer, is_stale, is_last_resort: is_stale && is_due, is_due })
+        Some(Found { is_stale, is_last_resort: is_stale && is_due, is_due })
     }
 
     /// The question's flight: the one that is on its way, or this one. It goes on if nobody waits.
@@ -154,19 +165,19 @@ impl Known {
 }
 
 impl Views {
-    fn of(&mut self, nameservers: &Nameservers, outlet: &Outlet) -> Option<u32> {
-        let network = (nameservers.side == Side::Client).then(|| outlet.id());
-        let view = (nameservers.clone(), network);
-        if let Some(number) = self.numbers.get(&view) {
+    fn of(&mut self, addrs: &[SocketAddr], network: Option<u64>) -> Option<u32> {
+        if let Some(number) = self.numbers.get(&network).and_then(|of| of.get(addrs)) {
             return Some(*number);
         }
-        if self.numbers.len() >= MAX_PLAIN {
+        if self.count >= MAX_PLAIN {
             // No number is given twice, so what is kept under these is never found again.
             self.numbers.clear();
+            self.count = 0;
         }
         let number = self.next;
         self.next = number.checked_add(1)?;
-        self.numbers.insert(view, number);
+        self.count += 1;
+        self.numbers.entry(network).or_default().insert(addrs.into(), number);
         Some(number)
     }
 }

@@ -54,8 +54,8 @@ pub(super) fn answer(query: &Query, local: &Local) -> Vec<u8> {
         push_record(&mut out, zone_at, rr_type::SOA, &data);
         out[9] += 1; // authority
     }
-    if let Some(edns) = query.edns() {
-        let opt = append_opt(&mut out, 0, edns);
+    if let Some(edns) = query.asked().edns {
+        let opt = append_opt(&mut out, edns);
         if matches!(local.answer, Answer::Blocked | Answer::Refused) {
             opt.option(&mut out, option_code::EXTENDED_ERROR, &BLOCKED.to_be_bytes());
         }

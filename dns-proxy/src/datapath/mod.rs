@@ -9,6 +9,7 @@
 //! `query`, `response` and `local` are pure: bytes in, bytes out. A [`worker`] is a thread with a runtime of
 //! its own, which owns its listeners and its upstream connections and shares nothing on the way.
 
+mod asked;
 pub mod batch;
 pub mod gate;
 pub mod handler;

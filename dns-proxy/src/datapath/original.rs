@@ -8,11 +8,23 @@ use std::{
 use dns_proxy_common::DNS_PORT;
 
 use crate::{
+    addr,
     route::{Routes, Whose},
     upstream::{Nameservers, Outlet, Side},
 };
 
-/// Who asks, as far as it matters to the answer.
+/// Who may ask, as far as it matters to the answer: what a gate knows of a query.
+#[derive(Clone, Copy)]
+pub struct Admitted<'a> {
+    /// Tells the client from others of the same listener.
+    pub client: IpAddr,
+    /// Whom it asked, if not us.
+    pub nameserver: Option<IpAddr>,
+    /// Its way out.
+    pub outlet: &'a Arc<Outlet>,
+}
+
+/// The same, for as long as its query takes.
 #[derive(Clone)]
 pub struct Asker {
     client: IpAddr,
@@ -20,10 +32,27 @@ pub struct Asker {
     outlet: Arc<Outlet>,
 }
 
-impl Asker {
-    /// A client that asked `nameserver`, or was pointed at us; `client` tells it from others.
-    pub fn new(client: IpAddr, nameserver: Option<IpAddr>, outlet: &Arc<Outlet>) -> Self {
+impl From<Admitted<'_>> for Asker {
+    fn from(Admitted { client, nameserver, outlet }: Admitted<'_>) -> Self {
         Self { client, nameserver, outlet: Arc::clone(outlet) }
+    }
+}
+
+impl Admitted<'_> {
+    /// The one nameserver that `original` means to it, if the system need not be asked for that: it
+    /// has a private address, so it is near, or it may be anywhere.
+    pub fn known_original(&self, whose: Whose) -> Option<SocketAddr> {
+        let ip = self.nameserver?;
+        let has_links = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        let is_known = !has_links && (whose == Whose::Any || addr::is_private(ip));
+        is_known.then(|| SocketAddr::new(ip, DNS_PORT))
+    }
+}
+
+impl Asker {
+    /// The same, lent.
+    pub fn admitted(&self) -> Admitted<'_> {
+        Admitted { client: self.client, nameserver: self.nameserver, outlet: &self.outlet }
     }
 
     /// What tells it from others of the same listener.

@@ -8,7 +8,10 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::opt_last;
+use super::{
+    asked::{Asked, Extended},
+    opt_last,
+};
 use crate::{
     cache::Bits,
     wire::{self, HEADER_LEN, OPTION_HEADER_LEN, Question, flag, option_code, options, rr_type},
@@ -51,25 +54,12 @@ pub enum Malformed {
     EdnsVersion,
 }
 
-/// What the client's OPT record says (RFC 6891 section 6.1).
+/// The client's OPT record (RFC 6891 section 6.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Edns {
-    /// The largest UDP payload it takes, in octets, 512 at least.
-    pub udp_size: u16,
-    /// The flags, of which DO is the top bit.
-    pub flags: u16,
+struct Edns {
+    says: Extended,
     record: Range<usize>,
     options: Range<usize>,
-}
-
-impl Edns {
-    /// The DO bit (RFC 3225).
-    pub const DO: u16 = 0x8000;
-
-    /// DNSSEC records are wanted.
-    pub fn dnssec_ok(&self) -> bool {
-        self.flags & Self::DO != 0
-    }
 }
 
 /// One question from a client.
@@ -132,6 +122,12 @@ impl Query {
         Ok(Self { message: message[..pos].to_vec(), question, edns, intact })
     }
 
+    /// What its answer is fitted to.
+    pub fn asked(&self) -> Asked<'_> {
+        let (id, flags, question) = (self.id(), self.flags(), self.question());
+        Asked { id, flags, question, edns: self.edns.as_ref().map(|edns| edns.says) }
+    }
+
     /// The transaction id.
     pub fn id(&self) -> [u8; 2] {
         [self.message[0], self.message[1]]
@@ -170,28 +166,24 @@ impl Query {
         let alone = [1, 0, 0, u16::from(self.edns.is_some())];
         let usual_edns = self.edns.as_ref().is_none_or(|edns| {
             let mut options = options(&self.message[edns.options.clone()]).flatten();
-            edns.flags & !Edns::DO == 0 && options.all(|(code, _)| is_hop_by_hop(code))
+            edns.says.flags & !Extended::DO == 0 && options.all(|(code, _)| is_hop_by_hop(code))
         });
         (usual && usual_edns && wire::counts(&self.message) == Some(alone)).then(|| Bits {
-            dnssec_ok: self.edns.as_ref().is_some_and(Edns::dnssec_ok),
+            dnssec_ok: self.edns.as_ref().is_some_and(|edns| edns.says.dnssec_ok()),
             checking_disabled: flags1 & flag::CD != 0,
             authentic_data: flags1 & flag::AD != 0,
         })
     }
 
-    /// The client's EDNS record.
-    pub fn edns(&self) -> Option<&Edns> {
-        self.edns.as_ref()
+    /// Its octets.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.message.len()
     }
 
     /// Signed, or otherwise not to be touched: neither the query nor its answer.
     pub fn is_intact(&self) -> bool {
         self.intact
-    }
-
-    /// The client validates, or at least understands, the AD bit (RFC 6840 section 5.7).
-    pub fn understands_ad(&self) -> bool {
-        self.flags()[1] & flag::AD != 0 || self.edns.as_ref().is_some_and(Edns::dnssec_ok)
     }
 
     /// Takes the client's subnet out of what is passed on (RFC 7871). What stays is the wish that
@@ -227,7 +219,7 @@ impl Query {
             let [.., additional] = wire::counts(&out).unwrap_or_default();
             out[10..12].copy_from_slice(&(additional + 1).to_be_bytes());
         }
-        let flags = self.edns.as_ref().map_or(0, |edns| edns.flags);
+        let flags = self.edns.as_ref().map_or(0, |edns| edns.says.flags);
         let opt = OptWriter::start(&mut out, 0, flags);
         if let Some(edns) = &self.edns {
             opt.copy_options(&mut out, &self.message[edns.options.clone()]);
@@ -250,7 +242,7 @@ impl Query {
             return self.message.clone();
         };
         let mut out = self.message[..edns.record.start].to_vec();
-        let opt = OptWriter::start(&mut out, 0, edns.flags);
+        let opt = OptWriter::start(&mut out, 0, edns.says.flags);
         opt.copy_options(&mut out, &self.message[edns.options.clone()]);
         opt.finish(&mut out);
         out
@@ -268,8 +260,7 @@ fn read_edns(message: &[u8], record: &wire::Record) -> Result<Edns, Malformed> {
         return Err(Malformed::EdnsVersion);
     }
     Ok(Edns {
-        udp_size: udp_size.max(512), // RFC 6891 section 6.2.3
-        flags,
+        says: Extended::new(udp_size, flags),
         record: record.start..record.end,
         options: record.data..record.end,
     })
@@ -277,7 +268,7 @@ fn read_edns(message: &[u8], record: &wire::Record) -> Result<Edns, Malformed> {
 
 /// Whether an option ends where it is understood: cookies (RFC 7873), keepalive (RFC 7828) and
 /// padding (RFC 7830).
-fn is_hop_by_hop(code: u16) -> bool {
+pub(super) fn is_hop_by_hop(code: u16) -> bool {
     matches!(code, option_code::COOKIE | option_code::TCP_KEEPALIVE | option_code::PADDING)
 }
 
@@ -367,7 +358,7 @@ mod tests {
             let sent = Query::parse(&message(additional)).expect("well formed").to_upstream();
             assert_eq!(sent.len() % PADDING_BLOCK, 0, "{additional:?}");
             let parsed = Query::parse(&sent).expect("what we send is well formed");
-            assert_eq!(parsed.edns().map(|edns| edns.udp_size), Some(EDNS_UDP_SIZE));
+            assert_eq!(parsed.edns.map(|edns| edns.says.udp_size), Some(EDNS_UDP_SIZE));
         }
     }
 
@@ -376,7 +367,7 @@ mod tests {
         let sent = |additional: &[&[u8]]| {
             let sent = Query::parse(&message(additional)).expect("well formed").to_plaintext();
             let edns = Query::parse(&sent).expect("what we send is well formed").edns?;
-            Some((edns.udp_size, edns.dnssec_ok(), sent[edns.options].to_vec()))
+            Some((edns.says.udp_size, edns.says.dnssec_ok(), sent[edns.options].to_vec()))
         };
         assert_eq!(sent(&[]), None);
         assert_eq!(sent(&[OPT_DO]), Some((EDNS_UDP_SIZE, true, vec![])));
@@ -387,7 +378,9 @@ mod tests {
     #[test]
     fn dnssec_ok_and_unknown_options_pass_but_cookies_do_not() {
         let sent = Query::parse(&message(&[OPT_DO])).expect("well formed").to_upstream();
-        assert!(Query::parse(&sent).is_ok_and(|q| q.edns().is_some_and(Edns::dnssec_ok)));
+        assert!(
+            Query::parse(&sent).is_ok_and(|query| query.edns.is_some_and(|e| e.says.dnssec_ok()))
+        );
         let sent = Query::parse(&message(&[OPT_COOKIE])).expect("well formed").to_upstream();
         let edns = Query::parse(&sent).expect("well formed").edns.expect("has OPT");
         let codes: Vec<u16> =
@@ -426,7 +419,7 @@ mod tests {
     #[test]
     fn payload_sizes_below_512_count_as_512() {
         let query = Query::parse(&message(&[OPT_COOKIE])).expect("well formed");
-        assert_eq!(query.edns().map(|edns| edns.udp_size), Some(512));
+        assert_eq!(query.edns.map(|edns| edns.says.udp_size), Some(512));
     }
 
     #[test]

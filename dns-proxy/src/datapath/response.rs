@@ -7,8 +7,9 @@
 use std::borrow::Cow;
 
 use super::{
+    asked::{Asked, Extended},
     opt_last,
-    query::{Edns, Malformed, OptWriter, Query},
+    query::{Malformed, OptWriter, Query},
 };
 use crate::{
     parts::Parts,
@@ -41,7 +42,7 @@ impl Room {
     }
 
     /// Octets that an answer to `query` may have.
-    fn of(self, edns: Option<&Edns>) -> usize {
+    fn of(self, edns: Option<Extended>) -> usize {
         match self {
             Self::Stream => wire::MAX_MESSAGE_LEN,
             // Without EDNS: RFC 1035 section 2.3.4.
@@ -81,44 +82,54 @@ pub enum Failure {
 pub fn relay(query: &Query, answer: &[u8], room: Room) -> Result<Vec<u8>, Failure> {
     let answer = with_opt_last(answer, query.is_intact())?;
     let parts = Parts::read(&answer).ok_or(Failure::BadAnswer)?;
-    let out = if query.is_intact() {
-        intact(query, &answer, &parts)
+    let mut out = Vec::new();
+    if query.is_intact() {
+        out = intact(query, &answer, &parts);
     } else {
-        compose(query, &parts, None)
-    };
-    Ok(limit(query, out, room))
+        compose(&mut out, &query.asked(), &parts, None);
+    }
+    limit(&mut out, 0, &query.asked(), room);
+    Ok(out)
 }
 
-/// The answer that these parts make for a query that is not signed, of any length, with the extended
-/// error, if there is one to add (RFC 8914).
-pub(super) fn compose(query: &Query, parts: &Parts<'_>, extended_error: Option<u16>) -> Vec<u8> {
+/// Appends the answer that these parts make for a query that is not signed, of any length, with the
+/// extended error, if there is one to add (RFC 8914).
+pub(super) fn compose(
+    out: &mut Vec<u8>,
+    asked: &Asked<'_>,
+    parts: &Parts<'_>,
+    extended_error: Option<u16>,
+) {
     let options = parts.opt.map_or(&[][..], |opt| opt.options);
-    let head = HEADER_LEN + query.question().len();
-    let mut out = Vec::with_capacity(head + parts.body.len() + OPT_ROOM + options.len());
-    out.extend_from_slice(&query.id());
-    out.extend_from_slice(&parts.flags);
-    out.extend_from_slice(&1_u16.to_be_bytes());
-    parts.counts.iter().for_each(|count| out.extend_from_slice(&count.to_be_bytes()));
-    out.extend_from_slice(query.question());
-    out.extend_from_slice(parts.body);
-    if !query.understands_ad() {
-        out[3] &= !flag::AD; // RFC 6840 section 5.8
-    }
     let extended_rcode = parts.opt.map_or(0, |opt| opt.extended_rcode);
-    match query.edns() {
-        Some(edns) => {
-            let writer = append_opt(&mut out, extended_rcode, edns);
-            writer.copy_options(&mut out, options);
-            if let Some(code) = extended_error {
-                writer.option(&mut out, option_code::EXTENDED_ERROR, &code.to_be_bytes());
-            }
-            writer.finish(&mut out);
-        }
-        // A response code that needs EDNS means nothing to a client without.
-        None if extended_rcode != 0 => set_rcode(&mut out, rcode::SERVFAIL),
-        None => {}
+    out.reserve(HEADER_LEN + asked.question.len() + parts.body.len() + OPT_ROOM + options.len());
+    let [flags0, mut flags1] = parts.flags;
+    if !asked.understands_ad() {
+        flags1 &= !flag::AD; // RFC 6840 section 5.8
     }
-    out
+    if asked.edns.is_none() && extended_rcode != 0 {
+        // A response code that needs EDNS means nothing to a client without.
+        flags1 = flags1 & !flag::RCODE | rcode::SERVFAIL;
+    }
+    let [answers, authority, additional] = parts.counts;
+    let additional = additional.saturating_add(asked.edns.is_some().into());
+    out.extend_from_slice(&header(asked.id, [flags0, flags1], [1, answers, authority, additional]));
+    out.extend_from_slice(asked.question);
+    out.extend_from_slice(parts.body);
+    if let Some(edns) = asked.edns {
+        let writer = OptWriter::start(out, extended_rcode, edns.flags & Extended::DO);
+        writer.copy_options(out, options);
+        if let Some(code) = extended_error {
+            writer.option(out, option_code::EXTENDED_ERROR, &code.to_be_bytes());
+        }
+        writer.finish(out);
+    }
+}
+
+fn header(id: [u8; 2], flags: [u8; 2], counts: [u16; 4]) -> [u8; HEADER_LEN] {
+    let [id0, id1, flags0, flags1] = [id[0], id[1], flags[0], flags[1]];
+    let [[a, b], [c, d], [e, f], [g, h]] = counts.map(u16::to_be_bytes);
+    [id0, id1, flags0, flags1, a, b, c, d, e, f, g, h]
 }
 
 /// The answer to a signed query, all of whose records are signed too.
@@ -129,9 +140,20 @@ fn intact(query: &Query, answer: &[u8], parts: &Parts<'_>) -> Vec<u8> {
     out
 }
 
-/// The answer, or its truncation if the client cannot take it.
-pub(super) fn limit(query: &Query, answer: Vec<u8>, room: Room) -> Vec<u8> {
-    if answer.len() > room.of(query.edns()) { truncated(query, &answer) } else { answer }
+/// Cuts the answer that begins at `start` down to its truncation if the client cannot take it: the
+/// header, the question and the EDNS record (RFC 2181 section 9).
+pub(super) fn limit(out: &mut Vec<u8>, start: usize, asked: &Asked<'_>, room: Room) {
+    if out.len() - start <= room.of(asked.edns) {
+        return;
+    }
+    let flags = [out[start + 2] | flag::TC, out[start + 3]];
+    out.truncate(start);
+    let edns = u16::from(asked.edns.is_some());
+    out.extend_from_slice(&header(asked.id, flags, [1, 0, 0, edns]));
+    out.extend_from_slice(asked.question);
+    if let Some(edns) = asked.edns {
+        OptWriter::start(out, 0, edns.flags & Extended::DO).finish(out);
+    }
 }
 
 /// The answer to a query that got none: the response code, and the extended error that says why
@@ -174,8 +196,8 @@ pub fn fail(query: &Query, failure: &Failure) -> Vec<u8> {
         }
     };
     let mut out = own(query.id(), query.flags(), code, Some(query.question()));
-    if let Some(edns) = query.edns() {
-        let opt = append_opt(&mut out, 0, edns);
+    if let Some(edns) = query.asked().edns {
+        let opt = append_opt(&mut out, edns);
         let data = [&extended.to_be_bytes()[..], text.as_bytes()].concat();
         opt.option(&mut out, option_code::EXTENDED_ERROR, &data);
         opt.finish(&mut out);
@@ -216,30 +238,15 @@ pub(super) fn own(id: [u8; 2], flags: [u8; 2], code: u8, question: Option<&[u8]>
     out
 }
 
-/// The header, question and EDNS record of an answer that does not fit (RFC 2181 section 9).
-fn truncated(query: &Query, answer: &[u8]) -> Vec<u8> {
-    let mut out = answer[..HEADER_LEN + query.question().len()].to_vec();
-    out[2] |= flag::TC;
-    out[6..12].fill(0);
-    if let Some(edns) = query.edns() {
-        append_opt(&mut out, 0, edns).finish(&mut out);
-    }
-    out
-}
-
-/// Our OPT record towards a client: its DO bit (RFC 3225 section 3), our payload size.
-pub(super) fn append_opt(out: &mut Vec<u8>, extended_rcode: u8, client: &Edns) -> OptWriter {
+/// Our OPT record in an answer of our own: the client's DO bit (RFC 3225 section 3), our payload size.
+pub(super) fn append_opt(out: &mut Vec<u8>, client: Extended) -> OptWriter {
     let [.., additional] = wire::counts(out).unwrap_or_default();
     set_additional(out, additional.saturating_add(1));
-    OptWriter::start(out, extended_rcode, client.flags & Edns::DO)
+    OptWriter::start(out, 0, client.flags & Extended::DO)
 }
 
 fn set_additional(out: &mut [u8], count: u16) {
     out[10..12].copy_from_slice(&count.to_be_bytes());
-}
-
-fn set_rcode(out: &mut [u8], code: u8) {
-    out[3] = out[3] & !flag::RCODE | code;
 }
 
 /// The answer with its OPT record in the last place, where it can be taken off.
@@ -359,7 +366,7 @@ mod tests {
     #[test]
     fn an_error_without_its_question_is_given_one() {
         let mut refused = answer(&[], [0, 0, 0, 0]);
-        set_rcode(&mut refused, rcode::REFUSED);
+        refused[3] |= rcode::REFUSED;
         let relayed = relay(&query(false), &refused, STREAM).expect("well formed");
         assert_eq!(wire::counts(&relayed), Some([1, 0, 0, 0]));
         assert!(relayed.ends_with(QUESTION));

@@ -1,6 +1,13 @@
 //! One TCP connection of a client: queries in, answers out, in one task.
 
-use std::{cell::Cell, future::ready, io, pin::pin, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    future::ready,
+    io,
+    pin::pin,
+    rc::Rc,
+    time::{self, Duration},
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -23,6 +30,8 @@ const MAX_PIPELINED: usize = 128;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Octets read at once.
 const READ_BUFFER: usize = 4 * 1024;
+/// With so many octets to write, nothing more is answered before they are.
+const WRITE_AT: usize = 64 * 1024;
 
 /// A client's connection and all that it is answered with.
 pub struct Conversation {
@@ -54,7 +63,7 @@ impl Conversation {
         let mut queries = FuturesUnordered::new();
         let mut more = true;
         let mut idle = pin!(sleep(IDLE_TIMEOUT));
-        // Messages that wait although no query does: more came at once than may be in flight.
+        // Messages that wait although they may be taken: more came at once than may be in flight.
         let mut behind = false;
         while more || behind || !queries.is_empty() {
             let may_read = more && queries.len() < MAX_PIPELINED;
@@ -74,15 +83,18 @@ impl Conversation {
             let came = Instant::now();
             let mut rest = &inbox[..];
             while queries.len() < MAX_PIPELINED
+                && out.len() < WRITE_AT
                 && let Some((message, tail)) = split_frame(rest)
             {
-                queries.extend(self.take(message, came, &mut out));
+                if !self.answer_at_once(message, came.into_std(), &mut out) {
+                    queries.extend(self.take(message, came, &mut out));
+                }
                 rest = tail;
             }
             let taken = inbox.len() - rest.len();
             if taken > 0 || reply.is_some() {
                 inbox.drain(..taken);
-                idle.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+                idle.as_mut().reset(came + IDLE_TIMEOUT);
             }
             // Queries that have just come are sent on, and answers that are there leave together.
             let mut next = Some(reply);
@@ -94,10 +106,24 @@ impl Conversation {
             }
             write(&mut writer, &mut out).await?;
             self.handler.sent(came.into_std());
-            behind = queries.is_empty() && split_frame(&inbox).is_some();
+            behind = queries.len() < MAX_PIPELINED && split_frame(&inbox).is_some();
             self.idle_since.set(queries.is_empty().then(Instant::now));
         }
         Ok(())
+    }
+
+    /// Queues the answer to a message, if that is known; whether it is.
+    fn answer_at_once(&self, message: &[u8], now: time::Instant, out: &mut Vec<u8>) -> bool {
+        let start = out.len();
+        out.extend_from_slice(&[0; 2]);
+        let asker = self.asker.admitted();
+        if !self.handler.answer_at_once(message, Room::Stream, asker, now, out) {
+            out.truncate(start);
+            return false;
+        }
+        let len = (out.len() - start - 2) as u16;
+        out[start..start + 2].copy_from_slice(&len.to_be_bytes());
+        true
     }
 
     /// What answers a message; nothing if there is no place left for it, which it is told.

@@ -61,7 +61,7 @@ pub async fn serve(
             handler.stats().denied.add();
             continue;
         };
-        let conversation = Conversation::new(asker, Rc::clone(&handler), in_flight.clone());
+        let conversation = Conversation::new(asker.into(), Rc::clone(&handler), in_flight.clone());
         let idle_since = conversation.idle_since();
         let task = connections.spawn_local(async move {
             if let Err(error) = conversation.hold(stream).await {

@@ -14,9 +14,10 @@ use tokio::{io::unix::AsyncFd, task::yield_now, time::sleep};
 use tracing::{debug, warn};
 
 use super::{
-    batch::{self, BATCH, Inbox, Path},
+    batch::{BATCH, Buffers, Path},
     gate::Gate,
     handler::{Handler, InFlight},
+    original::{Admitted, Asker},
     response::Room,
 };
 use crate::polled::Polled;
@@ -39,7 +40,7 @@ pub struct Datagram {
 /// A bound socket and all that its queries are answered with.
 pub struct Datagrams {
     socket: AsyncFd<Polled<UdpSocket>>,
-    inbox: Rc<RefCell<Inbox>>,
+    buffers: Rc<RefCell<Buffers>>,
     gate: Rc<Gate>,
     handler: Rc<Handler>,
     room: Room,
@@ -53,13 +54,13 @@ impl Datagrams {
     /// The runtime cannot watch the socket.
     pub fn new(
         socket: UdpSocket,
-        inbox: Rc<RefCell<Inbox>>,
+        buffers: Rc<RefCell<Buffers>>,
         gate: Rc<Gate>,
         handler: Rc<Handler>,
         room: Room,
         in_flight: InFlight,
     ) -> io::Result<Self> {
-        Ok(Self { socket: Polled::register(socket)?, inbox, gate, handler, room, in_flight })
+        Ok(Self { socket: Polled::register(socket)?, buffers, gate, handler, room, in_flight })
     }
 
     /// Whether the socket is an IPv4 one.
@@ -70,7 +71,9 @@ impl Datagrams {
     /// Answers a datagram as if the socket had received it.
     pub async fn answer(self: Rc<Self>, Datagram { path, message }: Datagram) {
         let (mut answers, came) = (Vec::new(), Instant::now());
-        if let Some(query) = self.take(&message, path, came, &mut answers) {
+        if let Some(asker) = self.admit(&path)
+            && let Some(query) = self.ask(&message, path, came, asker, &mut answers)
+        {
             answers.extend(query.await);
         }
         if let Err(error) = self.send(&mut answers).await {
@@ -97,9 +100,7 @@ impl Datagrams {
             };
             if received.is_some() {
                 came = Instant::now();
-                for (message, path) in self.inbox.borrow().datagrams() {
-                    queries.extend(self.take(message, path, came, &mut answers));
-                }
+                queries.extend(self.take(came, &mut answers));
             }
             // Queries that have just come are sent on, and answers that are there leave together.
             while let Some(Some(answer)) = queries.next().now_or_never() {
@@ -113,11 +114,34 @@ impl Datagrams {
         }
     }
 
+    /// Answers what was received, as far as that can be done at once. The rest has to be waited for.
+    fn take(
+        self: &Rc<Self>,
+        came: Instant,
+        answers: &mut Vec<Answer>,
+    ) -> Vec<impl Future<Output = Option<Answer>> + use<>> {
+        let Buffers { inbox, outbox } = &mut *self.buffers.borrow_mut();
+        let mut queries = Vec::new();
+        for (message, path) in inbox.datagrams() {
+            let Some(asker) = self.admit(&path) else {
+                continue;
+            };
+            let answer = |octets: &mut Vec<u8>| {
+                self.handler.answer_at_once(message, self.room, asker, came, octets)
+            };
+            if !outbox.take(path, answer) {
+                queries.extend(self.ask(message, path, came, asker, answers));
+            }
+        }
+        answers.extend(outbox.send(self.socket.get_ref()));
+        queries
+    }
+
     /// Receives what there is; how many datagrams.
     async fn receive(&self) -> io::Result<usize> {
         loop {
             let mut ready = self.socket.readable().await?;
-            match ready.try_io(|socket| self.inbox.borrow_mut().receive(socket.get_ref())) {
+            match ready.try_io(|socket| self.buffers.borrow_mut().inbox.receive(socket.get_ref())) {
                 Ok(Ok(count)) => {
                     if count < BATCH {
                         ready.clear_ready();
@@ -137,23 +161,30 @@ impl Datagrams {
         }
     }
 
-    /// What answers a message; nothing if nobody may ask, or no more.
-    fn take(
+    /// Who asks; nothing if he may not.
+    fn admit(&self, path: &Path) -> Option<Admitted<'_>> {
+        let admitted = self.gate.admit(path.client.ip(), path.local);
+        if admitted.is_none() {
+            self.handler.stats().denied.add();
+        }
+        admitted
+    }
+
+    /// What answers a message that has to be asked; nothing if there is no place left for it, which it
+    /// is told.
+    fn ask(
         self: &Rc<Self>,
         message: &[u8],
         path: Path,
         came: Instant,
+        asker: Admitted<'_>,
         answers: &mut Vec<Answer>,
     ) -> Option<impl Future<Output = Option<Answer>> + use<>> {
-        let Some(asker) = self.gate.admit(path.client.ip(), path.local) else {
-            self.handler.stats().denied.add();
-            return None;
-        };
-        let Some(place) = self.in_flight.enter(asker.client()) else {
+        let Some(place) = self.in_flight.enter(asker.client) else {
             answers.extend(self.handler.refuse(message, self.room).map(|answer| (answer, path)));
             return None;
         };
-        let (this, message) = (Rc::clone(self), message.to_vec());
+        let (this, message, asker) = (Rc::clone(self), message.to_vec(), Asker::from(asker));
         Some(async move {
             let _place = place;
             let reply = this.handler.handle(&message, came, this.room, &asker).await?;
@@ -161,21 +192,22 @@ impl Datagrams {
         })
     }
 
-    /// Sends answers; one that cannot be sent is given up.
+    /// Sends answers, for which the socket may have no room yet; one that cannot be sent is given up.
     async fn send(&self, answers: &mut Vec<Answer>) -> io::Result<()> {
-        let mut rest = &answers[..];
-        while let Some(((_, path), others)) = rest.split_first() {
+        while !answers.is_empty() {
             let mut ready = self.socket.writable().await?;
-            match ready.try_io(|socket| batch::send(socket.get_ref(), rest)) {
-                Ok(Ok(sent)) => rest = &rest[sent..],
-                Ok(Err(error)) => {
-                    debug!(%error, client = %path.client, "answer not sent");
-                    rest = others;
-                }
-                Err(_would_block) => {}
+            let Buffers { outbox, .. } = &mut *self.buffers.borrow_mut();
+            for (answer, path) in answers.drain(..) {
+                outbox.take(path, |octets| {
+                    octets.extend_from_slice(&answer);
+                    true
+                });
+            }
+            *answers = outbox.send(self.socket.get_ref());
+            if !answers.is_empty() {
+                ready.clear_ready();
             }
         }
-        answers.clear();
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    batch::Inbox,
+    batch::Buffers,
     gate::Gate,
     handler::{Handler, InFlight},
     response::Room,
@@ -222,15 +222,15 @@ fn serve(
     gate: Gate,
     room: Room,
     handler: &Rc<Handler>,
-    inbox: &Rc<RefCell<Inbox>>,
+    buffers: &Rc<RefCell<Buffers>>,
 ) -> Served {
     let gate = Rc::new(gate);
     let in_flight = InFlight::default();
     let mut tasks = JoinSet::new();
     let mut datagrams = Vec::new();
     for socket in sockets.udp {
-        let (inbox, gate, handler) = (Rc::clone(inbox), Rc::clone(&gate), Rc::clone(handler));
-        match Datagrams::new(socket, inbox, gate, handler, room, in_flight.clone()) {
+        let (buffers, gate, handler) = (Rc::clone(buffers), Rc::clone(&gate), Rc::clone(handler));
+        match Datagrams::new(socket, buffers, gate, handler, room, in_flight.clone()) {
             Ok(socket) => {
                 let socket = Rc::new(socket);
                 datagrams.push(Rc::clone(&socket));
