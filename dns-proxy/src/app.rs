@@ -71,10 +71,10 @@ impl App {
         raise_descriptor_limit();
         let host = Host::read(&config);
         let settings = |exempt| Settings {
-            upstreams: config.upstreams.clone(),
-            timeout: config.upstream_timeout,
-            tls: Arc::clone(&config.tls),
-            strip_subnets: config.strip_subnets,
+            upstreams: config.policy.upstreams.clone(),
+            timeout: config.policy.timeout,
+            tls: Arc::clone(&config.policy.tls),
+            strip_subnets: config.policy.strip_subnets,
             exempt,
         };
         if config.scope.select.is_empty() {
@@ -93,7 +93,7 @@ impl App {
         serve_plain(&config.plain, &workers, &*bpf.exempt())?;
         let tree = CgroupTree::new(root, config.fail);
         let scope = config.scope.clone();
-        let rest = config.upstream_timeout + TOKEN_MARGIN;
+        let rest = config.policy.timeout + TOKEN_MARGIN;
         let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers), rest)?;
         // Nobody has been without programs meanwhile.
         claim.iter_mut().for_each(Claim::settle);
@@ -118,7 +118,7 @@ impl App {
                 bail!("the control loop ended by itself")
             }
             never = self.host.follow(&self.workers) => match never {},
-            never = self.config.tls.follow() => match never {},
+            never = self.config.policy.tls.follow() => match never {},
         }
     }
 
@@ -127,7 +127,7 @@ impl App {
     /// # Errors
     /// The kernel refused; everything ends all the same when this is dropped.
     pub async fn stop(mut self) -> Result<()> {
-        let limit = self.config.upstream_timeout + DRAIN_MARGIN;
+        let limit = self.config.policy.timeout + DRAIN_MARGIN;
         match &mut self.control {
             Some(control) => control.stop(limit).await?,
             None => Worker::drain(&self.workers, limit).await,
@@ -212,11 +212,11 @@ pub async fn run(config: Config) -> Result<()> {
         warn!(%error, "the daemon keeps privileges that it does not need");
     }
     let claim = claim(&config)?;
-    let tls = Arc::clone(&config.tls);
+    let tls = Arc::clone(&config.policy.tls);
     let mut app = App::start(config, claim)?;
     let namespaces = app.control.as_ref().map_or(0, Control::namespaces);
     info!(
-        upstreams = %app.config.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        upstreams = %app.config.policy.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
         workers = app.workers.len(),
         namespaces,
         "ready"

@@ -37,8 +37,8 @@ impl Host {
     /// Reads it for the first time.
     pub fn read(config: &Config) -> Self {
         let mut host = Self {
-            given: config.routes.clone(),
-            defaults: config.default_routes,
+            given: config.policy.routes.clone(),
+            defaults: config.policy.default_routes,
             listen: config.plain.listen.clone(),
             conf: ResolvConf::default(),
         };

@@ -1,6 +1,6 @@
 //! A container host's DNS, encrypted: see ARCHITECTURE.md for the way of a query.
 //!
-//! Dependencies point one way: `main → cli → config`, `app → everything`, `control → datapath →
+//! Dependencies point one way: `main → config → cli`, `app → everything`, `control → datapath →
 //! upstream → wire`, `datapath → route → wire`, `datapath → cache → parts → wire`.
 
 pub mod addr;

@@ -1,15 +1,19 @@
 //! `dns-proxy`: command line in, exit code out.
 
 use std::{
+    env,
     io::{self, Write as _},
     process::ExitCode,
 };
 
 use anyhow::Result;
-use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+use clap::{CommandFactory as _, error::ErrorKind};
 use dns_proxy::{
     app,
-    cli::{Cli, Command, RunArgs, SharedArgs},
+    cli::{
+        Cli, Command, RunArgs, SharedArgs,
+        layers::{Given, Origins, Refused},
+    },
     config::{Config, ConfigError},
     exec,
 };
@@ -17,12 +21,15 @@ use tracing::{Level, error};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Run(args) => run(args),
+    let argv: Vec<_> = env::args_os().collect();
+    let Given { cli, origins } = Given::read(&argv).unwrap_or_else(|refused| refuse(refused));
+    match cli.command {
+        Command::Run(args) => run(args, &origins),
         Command::Exec(args) => {
             // Its output is the command's; only trouble is worth a line in it.
             start_log(&args.shared, Level::WARN);
-            let config = Config::exec(args.shared).unwrap_or_else(|error| usage_error(&error));
+            let config = Config::exec(args.shared);
+            let config = config.unwrap_or_else(|error| usage_error(&error, &origins));
             finish(block_on(exec::exec(config, args.command)).map(ExitCode::from))
         }
         Command::Completion { shell } => {
@@ -40,9 +47,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: RunArgs) -> ExitCode {
+fn run(args: RunArgs, origins: &Origins) -> ExitCode {
     start_log(&args.shared, Level::INFO);
-    let config = Config::run(args).unwrap_or_else(|error| usage_error(&error));
+    let config = Config::run(args).unwrap_or_else(|error| usage_error(&error, origins));
     finish(block_on(app::run(config)).map(|()| ExitCode::SUCCESS))
 }
 
@@ -59,8 +66,19 @@ fn finish(result: Result<ExitCode>) -> ExitCode {
 }
 
 /// Ends with exit code 2, in clap's own form.
-fn usage_error(error: &ConfigError) -> ! {
-    Cli::command().error(ErrorKind::ValueValidation, error).exit()
+fn usage_error(error: &ConfigError, origins: &Origins) -> ! {
+    let origins = origins.name(error.keys());
+    Cli::command().error(ErrorKind::ValueValidation, format!("{error}{origins}")).exit()
+}
+
+/// The same, or with what was asked for: help, or the version.
+fn refuse(refused: Refused) -> ! {
+    match refused {
+        Refused::Usage(error) => error.exit(),
+        Refused::File(error) => {
+            clap::Error::raw(ErrorKind::ValueValidation, format!("{error}\n")).exit()
+        }
+    }
 }
 
 fn start_log(args: &SharedArgs, default: Level) {

@@ -5,6 +5,7 @@ mod authentication;
 mod cache;
 mod cli;
 mod client;
+mod configuration;
 mod faults;
 mod message;
 mod packets;

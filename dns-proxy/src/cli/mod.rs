@@ -1,14 +1,23 @@
-//! The command line; its doc comments are `--help`. Every flag has an environment twin.
+//! The command line; its doc comments are `--help`. Every flag has an environment twin, and is a key
+//! of the configuration file ([`layers`]): what is said here of a value holds wherever it is said.
+//!
+//! The only owner of clap.
+
+pub mod file;
+mod keys;
+pub mod layers;
+mod value;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use clap_complete::Shell;
 use ipnet::IpNet;
-
-use crate::{
-    addr::UpstreamAddr, control::pattern::CgroupPattern, duration, pin::Pin, route::Route, size,
+use value::{
+    cache_max_ttl, cache_min_ttl, cache_size, listen_addr, network, serve_stale, upstream_timeout,
 };
+
+use crate::{addr::UpstreamAddr, control::pattern::CgroupPattern, pin::Pin, route::Route};
 
 /// Encrypts a container host's DNS without touching a resolv.conf.
 ///
@@ -41,7 +50,6 @@ pub enum Command {
 
 /// Options of `run`.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("work").required(true).multiple(true).args(["cgroup", "listen"])))]
 pub struct RunArgs {
     /// Cgroups to intercept, as a path below the cgroup v2 root; `*` matches within one level, and
     /// everything below a match is in. Examples: `/`, `system.slice/nginx.service`,
@@ -52,14 +60,14 @@ pub struct RunArgs {
 
     /// Cgroups to leave alone, with everything below them; wins over --cgroup. Repeatable.
     #[arg(long, value_name = "PATTERN", env = "DNS_PROXY_EXCLUDE_CGROUP", value_delimiter = ',')]
-    #[arg(requires = "cgroup", help_heading = "Interception")]
+    #[arg(help_heading = "Interception")]
     pub exclude_cgroup: Vec<CgroupPattern>,
 
     /// What becomes of the scope's DNS when the daemon crashes or hangs: with `open` it goes on as if
     /// we were not there; with `closed` it is refused until the daemon is started again, or what it
     /// pinned in the bpf file system is removed. To stop the daemon opens in either case.
     #[arg(long, value_name = "MODE", env = "DNS_PROXY_FAIL", default_value = "open")]
-    #[arg(requires_if("closed", "cgroup"), help_heading = "Interception")]
+    #[arg(help_heading = "Interception")]
     pub fail: Fail,
 
     /// Also serve plain UDP and TCP here, for clients that are pointed at us. Repeatable.
@@ -69,7 +77,7 @@ pub struct RunArgs {
 
     /// Networks whose clients may use --listen [default: loopback, private and link-local ones].
     #[arg(long, value_name = "CIDR", env = "DNS_PROXY_ALLOW_FROM", value_delimiter = ',')]
-    #[arg(requires = "listen", help_heading = "Plain listeners")]
+    #[arg(value_parser = network, help_heading = "Plain listeners")]
     pub allow_from: Vec<IpNet>,
 
     /// Options that `exec` has too.
@@ -92,6 +100,60 @@ pub struct ExecArgs {
 /// Options of both.
 #[derive(Debug, Args)]
 pub struct SharedArgs {
+    /// A TOML file with any of these options, named as here with `_` for `-`; then whatever
+    /// FILE.d/*.toml say, in the order of their names. What a flag or the environment says wins.
+    #[arg(long, value_name = "FILE", env = "DNS_PROXY_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Which way queries go.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+
+    /// Memory for answers that need not be asked for again, such as 64MiB or 1GiB; 0 turns the cache
+    /// off, and with it all below.
+    #[arg(long, value_name = "BYTES", env = "DNS_PROXY_CACHE_SIZE", default_value = "64MiB")]
+    #[arg(value_parser = cache_size, help_heading = "Cache")]
+    pub cache_size: usize,
+
+    /// Answers are kept so long at least, even if they say less.
+    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_CACHE_MIN_TTL", default_value = "0")]
+    #[arg(value_parser = cache_min_ttl, help_heading = "Cache")]
+    pub cache_min_ttl: Duration,
+
+    /// Answers are kept so long at most, even if they say more.
+    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_CACHE_MAX_TTL", default_value = "1d")]
+    #[arg(value_parser = cache_max_ttl, help_heading = "Cache")]
+    pub cache_max_ttl: Duration,
+
+    /// How long after its time an answer may still be given if no upstream gives a new one; 0 is
+    /// never.
+    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_SERVE_STALE", default_value = "1d")]
+    #[arg(value_parser = serve_stale, help_heading = "Cache")]
+    pub serve_stale: Duration,
+
+    /// What becomes of port-53 traffic of the scope that the redirection could not catch, such as
+    /// that of sockets connected before: `on` refuses it, and breaks such connections so that their
+    /// owners connect anew; `count` only counts; `off` does not look.
+    #[arg(long, value_name = "MODE", env = "DNS_PROXY_GUARD", default_value = "on")]
+    pub guard: Guard,
+
+    /// Where cgroup v2 is mounted [default: found in /proc/self/mounts].
+    #[arg(long, value_name = "DIR", env = "DNS_PROXY_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// Threads on the query path [default: one for each core].
+    #[arg(long, value_name = "N", env = "DNS_PROXY_WORKERS")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+
+    /// error, warn, info, debug or trace; with trace the kernel programs log too.
+    #[arg(long, value_name = "LEVEL", env = "DNS_PROXY_LOG")]
+    pub log: Option<tracing::Level>,
+}
+
+/// Which way queries go, and whom to trust.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
     /// A DNS-over-TLS server, in order of preference: `1.1.1.1`, `1.1.1.1#cloudflare-dns.com`,
     /// `[2620:fe::fe]:853#dns.quad9.net`. Its certificate must hold NAME, or without one the
     /// address. Repeatable [default: 1.1.1.1].
@@ -153,47 +215,6 @@ pub struct SharedArgs {
     #[arg(long, env = "DNS_PROXY_NO_DEFAULT_ROUTES", value_parser = BoolishValueParser::new())]
     #[arg(action = ArgAction::SetTrue, help_heading = "Routes")]
     pub no_default_routes: bool,
-
-    /// Memory for answers that need not be asked for again, such as 64MiB or 1GiB; 0 turns the cache
-    /// off, and with it all below.
-    #[arg(long, value_name = "BYTES", env = "DNS_PROXY_CACHE_SIZE", default_value = "64MiB")]
-    #[arg(value_parser = cache_size, help_heading = "Cache")]
-    pub cache_size: usize,
-
-    /// Answers are kept so long at least, even if they say less.
-    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_CACHE_MIN_TTL", default_value = "0")]
-    #[arg(value_parser = cache_min_ttl, help_heading = "Cache")]
-    pub cache_min_ttl: Duration,
-
-    /// Answers are kept so long at most, even if they say more.
-    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_CACHE_MAX_TTL", default_value = "1d")]
-    #[arg(value_parser = cache_max_ttl, help_heading = "Cache")]
-    pub cache_max_ttl: Duration,
-
-    /// How long after its time an answer may still be given if no upstream gives a new one; 0 is
-    /// never.
-    #[arg(long, value_name = "DURATION", env = "DNS_PROXY_SERVE_STALE", default_value = "1d")]
-    #[arg(value_parser = serve_stale, help_heading = "Cache")]
-    pub serve_stale: Duration,
-
-    /// What becomes of port-53 traffic of the scope that the redirection could not catch, such as
-    /// that of sockets connected before: `on` refuses it, and breaks such connections so that their
-    /// owners connect anew; `count` only counts; `off` does not look.
-    #[arg(long, value_name = "MODE", env = "DNS_PROXY_GUARD", default_value = "on")]
-    pub guard: Guard,
-
-    /// Where cgroup v2 is mounted [default: found in /proc/self/mounts].
-    #[arg(long, value_name = "DIR", env = "DNS_PROXY_CGROUP_ROOT")]
-    pub cgroup_root: Option<PathBuf>,
-
-    /// Threads on the query path [default: one for each core].
-    #[arg(long, value_name = "N", env = "DNS_PROXY_WORKERS")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub workers: Option<u16>,
-
-    /// error, warn, info, debug or trace; with trace the kernel programs log too.
-    #[arg(long, value_name = "LEVEL", env = "DNS_PROXY_LOG")]
-    pub log: Option<tracing::Level>,
 }
 
 /// `--guard`.
@@ -234,55 +255,6 @@ pub enum TlsMin {
     /// TLS 1.3.
     #[value(name = "1.3")]
     V1_3,
-}
-
-fn listen_addr(text: &str) -> Result<SocketAddr, String> {
-    match text.parse::<SocketAddr>() {
-        Ok(addr) if addr.port() != 0 => Ok(addr),
-        _ => Err("write ADDR:PORT, such as 127.0.0.1:53 or [::1]:53".to_owned()),
-    }
-}
-
-fn upstream_timeout(text: &str) -> Result<Duration, String> {
-    let timeout = duration::parse(text).map_err(|error| error.to_string())?;
-    // Below, not even loopback answers reliably; above, every client has long given up.
-    let range = Duration::from_millis(10)..=Duration::from_secs(60);
-    if range.contains(&timeout) { Ok(timeout) } else { Err("not between 10ms and 60s".to_owned()) }
-}
-
-fn cache_size(text: &str) -> Result<usize, String> {
-    let size = size::parse(text).map_err(|error| error.to_string())?;
-    // Below, the workers' shares are too small; above, places in them have no number.
-    let range = 1 << 20..=16 << 30;
-    let size = (size == 0 || range.contains(&size)).then_some(size);
-    let size = size.and_then(|size| usize::try_from(size).ok());
-    size.ok_or_else(|| "neither 0 nor between 1MiB and 16GiB".to_owned())
-}
-
-fn cache_min_ttl(text: &str) -> Result<Duration, String> {
-    up_to(text, "1h")
-}
-
-fn cache_max_ttl(text: &str) -> Result<Duration, String> {
-    match up_to(text, "7d")? {
-        // RFC 8767 section 4.
-        ttl if ttl >= Duration::from_secs(1) => Ok(ttl),
-        _ => Err("not between 1s and 7d; --cache-size 0 turns the cache off".to_owned()),
-    }
-}
-
-fn serve_stale(text: &str) -> Result<Duration, String> {
-    up_to(text, "7d")
-}
-
-/// A duration, or 0, not above the longest.
-fn up_to(text: &str, longest: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let parse = |text| duration::parse(text).map_err(|error| error.to_string());
-    let duration = parse(text)?;
-    if duration <= parse(longest)? { Ok(duration) } else { Err(format!("above {longest}")) }
 }
 
 #[cfg(test)]
