@@ -4,6 +4,7 @@
 mod capture;
 mod client;
 mod daemon;
+mod documents;
 mod dot;
 mod faults;
 mod leftovers;
