@@ -24,6 +24,7 @@ use crate::{
         reconcile::Control,
         sockets,
     },
+    control_socket::{Place, server::ControlSocket},
     datapath::{
         gate::Gate,
         query::EDNS_UDP_SIZE,
@@ -33,6 +34,7 @@ use crate::{
     },
     host::Host,
     meter,
+    status::gather::{Gatherer, REDIRECTIONS, REFUSALS},
     upstream::{Exempt, Settings},
 };
 
@@ -50,6 +52,9 @@ pub struct App {
     claim: Option<Claim>,
     workers: Arc<[Worker]>,
     host: Host,
+    gatherer: Arc<Gatherer>,
+    /// Only of `run`.
+    control_socket: Option<ControlSocket>,
 }
 
 /// Without interception nothing of ours could be intercepted.
@@ -80,7 +85,7 @@ impl App {
         if config.scope.select.is_empty() {
             let workers = start_workers(&config, &settings(Arc::new(NothingToExempt)), &host)?;
             serve_plain(&config.plain, &workers, &NothingToExempt)?;
-            return Ok(Self { config, control: None, claim, workers, host });
+            return Ok(Self::of(config, None, claim, workers, host));
         }
         let root = mounts::cgroup2_root(config.cgroup_root.as_deref())?;
         debug!(cgroup2 = %root.display(), "mounts");
@@ -97,7 +102,25 @@ impl App {
         let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers), rest)?;
         // Nobody has been without programs meanwhile.
         claim.iter_mut().for_each(Claim::settle);
-        Ok(Self { config, control: Some(control), claim, workers, host })
+        Ok(Self::of(config, Some(control), claim, workers, host))
+    }
+
+    fn of(
+        config: Config,
+        control: Option<Control>,
+        claim: Option<Claim>,
+        workers: Arc<[Worker]>,
+        host: Host,
+    ) -> Self {
+        let view = control.as_ref().map(Control::view);
+        let gatherer = Arc::new(Gatherer::new(&config, Arc::clone(&workers), view));
+        let control_socket = open_control_socket(&config.control, &gatherer);
+        Self { config, control, claim, workers, host, gatherer, control_socket }
+    }
+
+    /// Knows how the daemon is.
+    pub fn gatherer(&self) -> &Arc<Gatherer> {
+        &self.gatherer
     }
 
     /// Runs until something ends it.
@@ -133,6 +156,7 @@ impl App {
             None => Worker::drain(&self.workers, limit).await,
         }
         self.claim.iter_mut().for_each(Claim::withdraw);
+        drop(self.control_socket.take());
         self.report();
         Ok(())
     }
@@ -170,23 +194,8 @@ impl App {
             local = sum(|stats| &stats.local),
             unauthenticated = sum(|stats| &stats.unauthenticated),
             cached = sum(|stats| &stats.cached),
-            redirected = kernel(&[
-                Counter::Connect4,
-                Counter::Connect6,
-                Counter::Sendmsg4,
-                Counter::Sendmsg6,
-            ]),
-            refused = kernel(&[
-                Counter::NotReady,
-                Counter::NoFamily,
-                Counter::DeviceBound,
-                Counter::Transport,
-                Counter::NoToken,
-                Counter::Undecided,
-                Counter::DaemonDead,
-                Counter::TokenDialled,
-                Counter::NotCaptured,
-            ]),
+            redirected = kernel(&REDIRECTIONS),
+            refused = kernel(&REFUSALS),
             captured = kernel(&[Counter::Captured]),
             strangers = kernel(&[Counter::Stranger]),
             guarded = kernel(&[Counter::GuardQuery, Counter::GuardToken]),
@@ -259,6 +268,15 @@ fn claim(config: &Config) -> Result<Option<Claim>> {
         }
         claim => Ok(Some(claim?)),
     }
+}
+
+/// Without it the daemon does all the same what it is for.
+fn open_control_socket(place: &Place, gatherer: &Arc<Gatherer>) -> Option<ControlSocket> {
+    let Place::At(path) = place else {
+        return None;
+    };
+    let opened = ControlSocket::open(path, Arc::clone(gatherer));
+    opened.inspect_err(|error| warn!("no control socket: {error}")).ok()
 }
 
 /// Tells the service manager, if one asked to be told.

@@ -6,16 +6,18 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, error::ErrorKind};
 use dns_proxy::{
     app,
     cli::{
-        Cli, Command, RunArgs, SharedArgs,
+        Cli, Command, RunArgs, SharedArgs, StatusArgs,
         layers::{Given, Origins, Refused},
     },
     config::{Config, ConfigError},
+    control_socket::{Request, client},
     exec,
+    status::{Status, text},
 };
 use tracing::{Level, error};
 use tracing_subscriber::EnvFilter;
@@ -31,6 +33,10 @@ fn main() -> ExitCode {
             let config = Config::exec(args.shared);
             let config = config.unwrap_or_else(|error| usage_error(&error, &origins));
             finish(block_on(exec::exec(config, args.command)).map(ExitCode::from))
+        }
+        Command::Status(args) => {
+            log_to_stderr(Level::WARN);
+            finish(status(&args).map(|()| ExitCode::SUCCESS))
         }
         Command::Completion { shell } => {
             log_to_stderr(Level::WARN);
@@ -51,6 +57,25 @@ fn run(args: RunArgs, origins: &Origins) -> ExitCode {
     start_log(&args.shared, Level::INFO);
     let config = Config::run(args).unwrap_or_else(|error| usage_error(&error, origins));
     finish(block_on(app::run(config)).map(|()| ExitCode::SUCCESS))
+}
+
+fn status(args: &StatusArgs) -> Result<()> {
+    let status: Status = client::ask(&args.control.control, &Request::Status {})?.only()?;
+    let page = if args.control.json {
+        serde_json::to_string_pretty(&status)? + "\n"
+    } else {
+        text::page(&status)
+    };
+    write(&page)
+}
+
+/// To standard output, whose reader may have seen enough.
+fn write(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write the result"),
+    }
 }
 
 /// The control plane's runtime; workers have their own.

@@ -13,7 +13,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -22,13 +22,16 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How often to look whether it died before it was ready.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// The control socket's name.
+const CONTROL: &str = "control.sock";
+
 /// A running daemon, killed on drop.
 #[derive(Debug)]
 pub struct Daemon {
     process: Process,
     log: Log,
     notify: UnixDatagram,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Daemon {
@@ -54,10 +57,12 @@ impl Daemon {
         command.args(args).env("NOTIFY_SOCKET", &path).env("NO_COLOR", "1");
         // Tests count what reaches the upstream; those of the cache say how large it is to be.
         command.env("DNS_PROXY_CACHE_SIZE", "0");
+        // Many daemons run side by side on this machine.
+        command.env("DNS_PROXY_CONTROL", dir.path().join(CONTROL));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::spawn(command)?;
         let log = Log::of(&mut process);
-        Ok(Self { process, log, notify, _dir: dir })
+        Ok(Self { process, log, notify, dir })
     }
 
     /// The program of this build.
@@ -109,6 +114,26 @@ impl Daemon {
     /// What it has logged.
     pub fn log(&self) -> &Log {
         &self.log
+    }
+
+    /// Its control socket.
+    pub fn control(&self) -> PathBuf {
+        self.dir.path().join(CONTROL)
+    }
+
+    /// What `dns-proxy` with these arguments says to it.
+    pub fn ask(&self, args: &[&str]) -> Result<Output> {
+        let mut command = Command::new(Self::program()?);
+        clean_environment(&mut command);
+        command.args(args).env("DNS_PROXY_CONTROL", self.control());
+        command.output().context("run dns-proxy")
+    }
+
+    /// How it says it is.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let output = self.ask(&["status", "--json"])?;
+        ensure!(output.status.success(), "status: {output:?}");
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     /// Its process id.

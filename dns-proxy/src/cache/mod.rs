@@ -91,6 +91,11 @@ impl Cache {
         self.store.count()
     }
 
+    /// Octets that they take.
+    pub fn used(&self) -> usize {
+        self.store.used()
+    }
+
     /// The answer to a question, if there is one that is fresh or may be given stale.
     pub fn get(&mut self, key: &Key, now: Instant) -> Option<Hit<'_>> {
         let now = self.time(now);

@@ -28,6 +28,11 @@ impl Ring {
         self.bytes.len()
     }
 
+    /// Octets that records take.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
     /// Whether a record of so many octets finds room now.
     pub(super) fn has_room(&self, len: usize) -> bool {
         self.used + self.gap(len) + len <= self.bytes.len()

@@ -59,6 +59,11 @@ impl Store {
         self.index.count()
     }
 
+    /// Octets that records take.
+    pub(super) fn used(&self) -> usize {
+        self.small.used() + self.main.used()
+    }
+
     /// The record with that key.
     pub(super) fn find(&self, hash: u32, key: &[u8]) -> Option<Place> {
         self.index.find(hash, |place| self.record(Place(place)).key() == key).map(Place)

@@ -17,7 +17,13 @@ use value::{
     cache_max_ttl, cache_min_ttl, cache_size, listen_addr, network, serve_stale, upstream_timeout,
 };
 
-use crate::{addr::UpstreamAddr, control::pattern::CgroupPattern, pin::Pin, route::Route};
+use crate::{
+    addr::UpstreamAddr,
+    control::pattern::CgroupPattern,
+    control_socket::{DEFAULT_PATH, Place},
+    pin::Pin,
+    route::Route,
+};
 
 /// Encrypts a container host's DNS without touching a resolv.conf.
 ///
@@ -41,6 +47,8 @@ pub enum Command {
     /// Exits with the command's status. What the command leaves running is ended with it, since
     /// nothing would encrypt its DNS any more.
     Exec(ExecArgs),
+    /// Says how the running daemon is: what it intercepts, its upstreams, its counters.
+    Status(StatusArgs),
     /// Prints a completion script for a shell.
     Completion {
         /// Which shell.
@@ -80,9 +88,33 @@ pub struct RunArgs {
     #[arg(value_parser = network, help_heading = "Plain listeners")]
     pub allow_from: Vec<IpNet>,
 
+    /// Where `status` and its kin find the daemon: a socket for root alone. `off` is none.
+    #[arg(long, value_name = "PATH", env = "DNS_PROXY_CONTROL", default_value = DEFAULT_PATH)]
+    pub control: Place,
+
     /// Options that `exec` has too.
     #[command(flatten)]
     pub shared: SharedArgs,
+}
+
+/// Options of those who ask the daemon something.
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// The daemon's control socket.
+    #[arg(long, value_name = "PATH", env = "DNS_PROXY_CONTROL", default_value = DEFAULT_PATH)]
+    pub control: PathBuf,
+
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Options that others have too.
+    #[command(flatten)]
+    pub control: ControlArgs,
 }
 
 /// Options of `exec`.

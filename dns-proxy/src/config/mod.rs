@@ -14,6 +14,7 @@ use crate::{
     cache::{self, Limits},
     cli::{self, Fail, Guard, PolicyArgs, RunArgs, SharedArgs},
     control::{cgroup::Scope, mounts},
+    control_socket::Place,
     pin::Pin,
     route::{ResolvConf, Route, Routes},
     upstream::{Profile, RootSources, Tls, TlsVersion, Trust},
@@ -53,6 +54,8 @@ pub struct Config {
     pub scope: Scope,
     /// Plain listeners.
     pub plain: Plain,
+    /// Where the control socket is to be, if anywhere.
+    pub control: Place,
 }
 
 /// Which way queries go, and whom to trust.
@@ -109,6 +112,7 @@ impl Config {
             }
             config.fail = FailMode::Closed;
         }
+        config.control = args.control;
         config.plain.listen = args.listen;
         if !config.plain.listen.is_empty() && !config.plain.udp && !config.plain.tcp {
             return Err(ConfigError::NothingToListen);
@@ -154,6 +158,7 @@ impl Config {
             kernel_log: args.log == Some(tracing::Level::TRACE),
             scope: Scope::default(),
             plain: Plain { listen: Vec::new(), allow_from: default_allow_from(), udp, tcp },
+            control: Place::Off,
         })
     }
 }

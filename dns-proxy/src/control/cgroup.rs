@@ -104,6 +104,14 @@ impl CgroupTree {
         existing.into_iter().find(|dir| dir.is_dir()).unwrap_or(&self.root).to_owned()
     }
 
+    /// The paths below the root of the cgroups that a pattern means by itself. Of a tree that cannot
+    /// be looked at, none.
+    pub fn matches(&self, pattern: &CgroupPattern) -> Vec<PathBuf> {
+        let found = find(&self.root, pattern.levels(), false, &mut Survey::default());
+        let below = |dir: PathBuf| Some(dir.strip_prefix(&self.root).ok()?.to_owned());
+        found.unwrap_or_default().into_iter().filter_map(|(_, dir)| below(dir)).collect()
+    }
+
     /// Looks at the whole scope. Cgroups that vanish meanwhile are left out.
     ///
     /// # Errors

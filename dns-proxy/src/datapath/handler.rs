@@ -29,7 +29,7 @@ use crate::{
     cache::{self, Key},
     parts::Parts,
     route::{Action, Group, Local, Routes, Whose},
-    upstream::{Nameservers, Plain, Pool, Settings, Side},
+    upstream::{Nameservers, Plain, Pool, ServerReport, Settings, Side},
     wire::{flag, rr_type},
 };
 
@@ -56,6 +56,17 @@ pub struct Reply {
     pub message: Vec<u8>,
     /// More messages, if it is a zone transfer.
     pub rest: Option<Box<Rest>>,
+}
+
+/// What there is to say of a worker.
+#[derive(Debug)]
+pub struct Report {
+    /// The servers of each group, the one without a zone first.
+    pub upstreams: Vec<Vec<ServerReport>>,
+    /// Answers in the cache.
+    pub kept: usize,
+    /// Octets that they take.
+    pub kept_octets: usize,
 }
 
 /// Which way a query goes.
@@ -142,6 +153,13 @@ impl Handler {
         &self.stats
     }
 
+    /// What there is to say of this worker, by its own hand.
+    pub fn report(&self) -> Report {
+        let upstreams = self.pools.iter().map(Pool::report).collect();
+        let (kept, kept_octets) = self.known.as_ref().map(Known::kept).unwrap_or_default();
+        Report { upstreams, kept, kept_octets }
+    }
+
     /// Appends the answer to a message if that can be told at once: it is of the usual shape, and what
     /// it asks is known and need not be asked again. Says whether it was.
     ///
@@ -165,6 +183,9 @@ impl Handler {
         let outcome = Outcome::Answered(road, source);
         self.stats.queries.add();
         self.stats.cached.add();
+        if asker.nameserver.is_some() {
+            self.stats.intercepted.add();
+        }
         self.stats.answers.count(outcome, room.transport(), &out[start..]);
         self.at_once.add(outcome);
         true
@@ -214,6 +235,9 @@ impl Handler {
             Ok(query) => query,
             Err(rejection) => return rejection.map(Reply::from),
         };
+        if asker.nameserver().is_some() {
+            self.stats.intercepted.add();
+        }
         let (reply, outcome) = match self.resolve(&query, room, asker).await {
             Ok(answered) => answered,
             Err(failure) => (self.fail(&query, &failure).into(), Outcome::Failed),

@@ -148,6 +148,12 @@ impl Known {
         }
     }
 
+    /// How many answers are kept, and the octets that they take.
+    pub(super) fn kept(&self) -> (usize, usize) {
+        let cache = self.cache.borrow();
+        (cache.count(), cache.used())
+    }
+
     /// Whether so much is being asked that nothing should be asked ahead of time.
     pub(super) fn is_busy(&self) -> bool {
         self.flights.borrow().len() >= BUSY

@@ -10,6 +10,8 @@ use crate::{
 pub struct Stats {
     /// Queries admitted and well formed.
     pub queries: Counter,
+    /// Those of them that were meant for another nameserver.
+    pub intercepted: Counter,
     /// Answers from upstream, so over TLS.
     pub encrypted: Counter,
     /// Those of them whose upstream was not authenticated, because the operator does not insist.

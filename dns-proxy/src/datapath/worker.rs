@@ -22,7 +22,7 @@ use tracing::{error, warn};
 use super::{
     batch::Buffers,
     gate::Gate,
-    handler::{Handler, InFlight},
+    handler::{Handler, InFlight, Report},
     response::Room,
     stats::Stats,
     tcp,
@@ -60,6 +60,7 @@ enum Command {
     Answer { id: ListenerId, datagram: Datagram },
     Release { id: ListenerId },
     Reroute { routes: Arc<Routes> },
+    Report { to: oneshot::Sender<Report> },
     Drain { limit: Duration, done: oneshot::Sender<()> },
 }
 
@@ -143,6 +144,13 @@ impl Worker {
         &self.stats
     }
 
+    /// What it has to say of itself; it does so between two other things. `None` if it is gone.
+    pub async fn report(&self) -> Option<Report> {
+        let (to, report) = oneshot::channel();
+        self.send(Command::Report { to });
+        report.await.ok()
+    }
+
     /// When it last proved that it turns, on the clock of [`crate::pulse::now`].
     pub fn last_beat(&self) -> u64 {
         self.pulse.last()
@@ -201,6 +209,10 @@ async fn obey(mut inbox: mpsc::UnboundedReceiver<Command>, handler: Rc<Handler>)
                 served.remove(&id);
             }
             Command::Reroute { routes } => handler.reroute(routes),
+            Command::Report { to } => {
+                // Nobody may be waiting any more.
+                let _: Result<(), Report> = to.send(handler.report());
+            }
             Command::Drain { limit, done } => {
                 let end = Instant::now() + limit;
                 let mut busy = Instant::now();

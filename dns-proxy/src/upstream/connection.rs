@@ -29,6 +29,7 @@ use super::{
     dial::{connection_error, dial},
     outstanding::{Answer, Outstanding},
     server::Server,
+    tls,
 };
 use crate::{
     addr::UpstreamAddr,
@@ -208,6 +209,8 @@ impl Connection {
             handshake = ?stream.get_ref().1.handshake_kind(),
             "connected"
         );
+        let (_, session) = stream.get_ref();
+        self.server.tally.connected(tls::is_resumed(session), tls::expires(session));
         self.authenticated.set(doubt.is_none());
         self.server.authenticated(doubt);
         self.phase.set(Phase::Up);
@@ -447,6 +450,7 @@ impl Connection {
         }
         if self.probe.borrow_mut().take_if(|(probe, _)| *probe == id).is_none() {
             self.answered.update(|answered| answered + 1);
+            self.server.tally.answers.update(|answers| answers + 1);
             self.server.rtt.answer(took);
             let authenticated = self.authenticated.get();
             query.settle(Ok(Response { message: message.to_vec(), authenticated }));

@@ -15,6 +15,7 @@ mod outlet;
 mod outstanding;
 mod plain;
 mod pool;
+mod report;
 mod rtt;
 mod server;
 mod tls;
@@ -26,6 +27,7 @@ pub use connection::ConnectionError;
 pub use outlet::{Interfaces, Network, Outlet, OwnNetwork, Side};
 pub use plain::{Nameservers, Plain, PlainError, Transfer, Transport};
 pub use pool::Pool;
+pub use report::{ServerReport, ServerState};
 use thiserror::Error;
 pub use tls::{Profile, RootSources, Tls, TlsError, TlsVersion, Trust};
 

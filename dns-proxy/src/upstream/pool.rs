@@ -12,6 +12,7 @@ use super::{
     ConnectionError, ExchangeError, Response, Settings,
     connection::Connection,
     outstanding::Outstanding,
+    report::ServerReport,
     server::{PAUSE, Server},
 };
 
@@ -75,6 +76,11 @@ impl Pool {
                 hedges: Cell::new(MAX_HEDGES * QUERIES_PER_HEDGE),
             }),
         }
+    }
+
+    /// How each server is, in the order of preference.
+    pub fn report(&self) -> Vec<ServerReport> {
+        self.inner.servers.iter().map(|server| ServerReport::of(server)).collect()
     }
 
     /// Asks upstream, again and elsewhere if need be, until there is an answer or no time is left.

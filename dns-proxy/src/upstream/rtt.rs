@@ -63,6 +63,11 @@ impl Rtt {
         }
     }
 
+    /// How long the quickest answers take, if there were any.
+    pub(super) fn smoothed(&self) -> Option<Duration> {
+        self.0.get().map(|estimate| Duration::from_secs_f64(estimate.smoothed))
+    }
+
     /// Whether this one is so much slower than `other` that it need not be preferred.
     pub(super) fn is_far_behind(&self, other: &Self) -> bool {
         match (self.0.get(), other.0.get()) {

@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{ConnectionError, connection::Connection, rtt::Rtt, tls::TlsClient};
+use super::{ConnectionError, connection::Connection, report::Tally, rtt::Rtt, tls::TlsClient};
 use crate::addr::UpstreamAddr;
 
 /// How often a server that refuses is dialled while none answers.
@@ -42,6 +42,8 @@ pub(super) struct Server {
     pub(super) suspected: Cell<bool>,
     /// How long it takes to answer.
     pub(super) rtt: Rtt,
+    /// What it did so far.
+    pub(super) tally: Tally,
     failed: RefCell<Option<Failed>>,
     ended_early: Cell<Option<Instant>>,
     /// Why it is used without being authenticated, if it is.
@@ -68,6 +70,7 @@ impl Server {
             gathering: RefCell::default(),
             suspected: Cell::new(false),
             rtt: Rtt::default(),
+            tally: Tally::default(),
             failed: RefCell::default(),
             ended_early: Cell::new(None),
             doubt: RefCell::default(),
@@ -147,6 +150,7 @@ impl Server {
 
     /// Notes a failure; says why unless that was said before.
     pub(super) fn failed(&self, error: &ConnectionError) {
+        self.tally.failures.update(|failures| failures + 1);
         let mut failed = self.failed.borrow_mut();
         if failed.as_ref().is_none_or(|before| before.error != *error) {
             warn!(%error, "upstream failed");
@@ -166,6 +170,11 @@ impl Server {
             None if before.is_some() => info!(upstream = %self.addr, "upstream is authenticated"),
             Some(_) | None => {}
         }
+    }
+
+    /// Why it is used without being authenticated, if it is.
+    pub(super) fn doubt(&self) -> Option<String> {
+        self.doubt.borrow().clone()
     }
 
     /// Notes that a connection ended with queries unanswered.

@@ -49,11 +49,14 @@ pub struct Bpf {
     sources: HashMap<MapData, u64, Sources>,
     devices: HashMap<MapData, Device, u8>,
     pulse: Array<MapData, u64>,
-    counters: PerCpuArray<MapData, u64>,
+    counters: Arc<Counters>,
     tokens: Arc<TokenMaps>,
     exempt: Arc<ExemptMap>,
     _logger: Option<JoinHandle<()>>,
 }
+
+/// What the programs have counted, readable from any thread.
+pub struct Counters(PerCpuArray<MapData, u64>);
 
 struct ExemptMap(Mutex<SkStorage<MapData, u8>>);
 
@@ -95,7 +98,7 @@ impl Bpf {
             sources: take(&mut ebpf, "SOURCES")?,
             devices: take(&mut ebpf, "DEVICES")?,
             pulse: take(&mut ebpf, "PULSE")?,
-            counters: take(&mut ebpf, "COUNTERS")?,
+            counters: Arc::new(Counters(take(&mut ebpf, "COUNTERS")?)),
             tokens: Arc::new(TokenMaps::of(&mut ebpf)?),
             exempt: Arc::new(ExemptMap(Mutex::new(take(&mut ebpf, "EXEMPT")?))),
             _live: if pins.is_some() { attach::load_closed(&mut ebpf)? } else { Vec::new() },
@@ -226,10 +229,9 @@ impl Bpf {
         self.tokens.set_shares(shares).map_err(|source| BpfError::Map { name: "QUOTA", source })
     }
 
-    /// A counter's sum over all CPUs.
-    pub fn counter(&self, counter: Counter) -> u64 {
-        // The index is in range by construction.
-        self.counters.get(&(counter as u32), 0).map_or(0, |cells| cells.iter().sum())
+    /// What the programs have counted.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
     }
 
     /// Marks sockets as our own.
@@ -240,6 +242,14 @@ impl Bpf {
     /// Looks tokens up.
     pub fn origins(&self) -> Arc<dyn Origins> {
         Arc::clone(&self.tokens) as Arc<dyn Origins>
+    }
+}
+
+impl Counters {
+    /// A counter's sum over all CPUs.
+    pub fn get(&self, counter: Counter) -> u64 {
+        // The index is in range by construction.
+        self.0.get(&(counter as u32), 0).map_or(0, |cells| cells.iter().sum())
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use dns_proxy_common::{Counter, Event, Policy};
+use dns_proxy_common::{Counter, Event, Listener, Policy};
 use early::Early;
 use serving::{Served, changed};
 use thiserror::Error;
@@ -27,6 +27,7 @@ use super::{
     netns::{Netns, NetnsId},
     sockets,
     tokens::Ledger,
+    view::{self, Snapshot, View},
     watch::Watcher,
 };
 use crate::{datapath::worker::Worker, pulse};
@@ -90,6 +91,7 @@ pub struct Control {
     /// Namespaces whose routes by device are to be looked at, and when.
     unrouted: HashSet<NetnsId>,
     route_at: Instant,
+    view: Arc<View>,
 }
 
 impl Control {
@@ -107,6 +109,7 @@ impl Control {
         rest: Duration,
     ) -> Result<Self, ControlError> {
         let watcher = Watcher::new().map_err(io_error("inotify"))?;
+        let view = Arc::new(View::new(tree.clone(), bpf.counters()));
         let mut control = Self {
             tree,
             scope,
@@ -125,6 +128,7 @@ impl Control {
             early: Vec::new(),
             unrouted: HashSet::new(),
             route_at: Instant::now(),
+            view,
         };
         control.sync()?;
         control.route_devices();
@@ -222,7 +226,12 @@ impl Control {
 
     /// A kernel counter.
     pub fn counter(&self, counter: Counter) -> u64 {
-        self.bpf.counter(counter)
+        self.view.counter(counter)
+    }
+
+    /// What others may see.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view)
     }
 
     /// How many namespaces are in service.
@@ -267,8 +276,31 @@ impl Control {
         self.members = members;
         let attached = self.attach();
         self.release_gone(&inhabited, &named);
+        self.show(&inhabited);
         scoped?;
         attached
+    }
+
+    /// Lets others see how things are now.
+    fn show(&self, inhabited: &HashMap<NetnsId, u32>) {
+        let served = self.namespaces.iter().map(|(id, served)| {
+            let listener = served.namespace.listener();
+            view::Served {
+                id: *id,
+                cookie: served.namespace.cookie(),
+                pid: inhabited.get(id).copied(),
+                port: served.namespace.port(),
+                v4: listener.families & Listener::V4 != 0,
+                v6: listener.families & Listener::V6 != 0,
+                worker: served.worker,
+            }
+        });
+        self.view.show(Snapshot {
+            scope: self.scope.clone(),
+            attached: self.attached.as_ref().map(|(dir, _)| dir.clone()),
+            namespaces: served.collect(),
+            unservable: self.unservable.keys().copied().collect(),
+        });
     }
 
     /// What a selected cgroup is to the programs. By what may be excluded, not by what is now: a
@@ -346,7 +378,14 @@ impl Control {
 /// from which processes may move into the scope at any moment.
 fn inhabited(survey: &Survey) -> HashMap<NetnsId, u32> {
     let pids = survey.pids.iter().copied().chain([process::id()]);
-    pids.filter_map(|pid| Some((Netns::id_of(pid).ok()?, pid))).collect()
+    let mut inhabited = HashMap::new();
+    for pid in pids {
+        if let Ok(id) = Netns::id_of(pid) {
+            // The first is mostly the oldest, and stays the longest.
+            inhabited.entry(id).or_insert(pid);
+        }
+    }
+    inhabited
 }
 
 fn policies(survey: &Survey, select: Policy) -> HashMap<CgroupId, Policy> {

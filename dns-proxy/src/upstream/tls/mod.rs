@@ -14,6 +14,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
 use refusal::Refusal;
@@ -27,6 +28,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use verifier::Verifier;
+use x509_cert::{Certificate, der::Decode as _};
 
 use crate::{addr::UpstreamAddr, pin::Pin};
 
@@ -183,8 +185,7 @@ impl TlsClient {
 
     /// Checks what the handshake did not: a session that is resumed was trusted when it began.
     fn check_again(&self, connection: &ClientConnection) -> Result<(), Refusal> {
-        let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
-        if !resumed && self.verifier.profile == Profile::Strict {
+        if !is_resumed(connection) && self.verifier.profile == Profile::Strict {
             return Ok(());
         }
         match connection.peer_certificates() {
@@ -203,6 +204,21 @@ impl TlsClient {
         without.resumption = Resumption::in_memory_sessions(SESSIONS);
         *config = Arc::new(without);
     }
+}
+
+/// Whether a session was resumed.
+pub(super) fn is_resumed(connection: &ClientConnection) -> bool {
+    connection.handshake_kind() == Some(HandshakeKind::Resumed)
+}
+
+/// When the server's certificate expires.
+pub(super) fn expires(connection: &ClientConnection) -> Option<SystemTime> {
+    let [leaf, ..] = connection.peer_certificates()? else {
+        return None;
+    };
+    let certificate = Certificate::from_der(leaf).ok()?;
+    let since_1970 = certificate.tbs_certificate().validity().not_after.to_unix_duration();
+    SystemTime::UNIX_EPOCH.checked_add(since_1970)
 }
 
 /// What went wrong in TLS, if that is what an I/O error is about.

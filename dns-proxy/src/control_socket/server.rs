@@ -1,0 +1,194 @@
+//! The daemon's side, on a thread of its own: however busy it is, queries and the control plane are
+//! not kept waiting.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::{
+        fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+        net::{UnixListener as StdListener, UnixStream as StdStream},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg},
+    unistd::geteuid,
+};
+use serde::Serialize;
+use thiserror::Error;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, oneshot},
+    task::{LocalSet, spawn_local},
+    time::{sleep, timeout},
+};
+use tracing::{debug, error, warn};
+
+use super::{MAX_REQUEST, Refusal, Request};
+use crate::status::gather::Gatherer;
+
+/// Connections at a time; further ones wait.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take for its request, and to take an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why there is no control socket. The daemon does without.
+#[derive(Debug, Error)]
+pub enum ControlSocketError {
+    /// Another daemon has it.
+    #[error(
+        "another dns-proxy listens at {} already; give this one a path of its own with --control, or \
+         `--control off`",
+        .0.display()
+    )]
+    Busy(PathBuf),
+    /// The operating system refused.
+    #[error("{}: {source}; name another place with --control, or `--control off`", path.display())]
+    Io {
+        /// What it is about.
+        path: PathBuf,
+        /// Its words.
+        source: io::Error,
+    },
+}
+
+/// The socket and the thread that serves it; both end when this is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: PathBuf,
+    inode: u64,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlSocket {
+    /// Opens it, and answers from now on.
+    ///
+    /// # Errors
+    /// Another daemon has the path, or nothing can be made there.
+    pub fn open(path: &Path, gatherer: Arc<Gatherer>) -> Result<Self, ControlSocketError> {
+        let failed = |source| ControlSocketError::Io { path: path.to_owned(), source };
+        let listener = bind(path)?;
+        let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
+        listener.set_nonblocking(true).map_err(failed)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (end, ended) = oneshot::channel();
+        let thread = thread::Builder::new().name("control-socket".to_owned());
+        let thread = thread.spawn(move || {
+            LocalSet::new().block_on(&runtime, async {
+                tokio::select! {
+                    // Whoever holds the other end has dropped it.
+                    _ = ended => {}
+                    error = serve(listener, gatherer) => {
+                        error!(%error, "the control socket failed and is closed");
+                    }
+                }
+            });
+        });
+        let thread = Some(thread.map_err(failed)?);
+        Ok(Self { path: path.to_owned(), inode, end: Some(end), thread })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the control socket's thread ended in a panic; report this as a bug");
+        }
+        // Somebody may have put another one there.
+        let ours = |meta: fs::Metadata| meta.ino() == self.inode;
+        if fs::symlink_metadata(&self.path).is_ok_and(ours)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            debug!(%error, path = %self.path.display(), "control socket not removed");
+        }
+    }
+}
+
+/// Binds the path, on which a dead daemon may have left its socket.
+fn bind(path: &Path) -> Result<StdListener, ControlSocketError> {
+    let failed = |source| ControlSocketError::Io { path: path.to_owned(), source };
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    // One at a time, or two would take each other's for a dead one's.
+    let file = File::open(dir).map_err(failed)?;
+    let _turn = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))?;
+    match StdStream::connect(path) {
+        Ok(_) => return Err(ControlSocketError::Busy(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let listener = StdListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Takes connections until that fails for good.
+async fn serve(listener: StdListener, gatherer: Arc<Gatherer>) -> io::Error {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return error,
+    };
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return io::ErrorKind::BrokenPipe.into();
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let gatherer = Arc::clone(&gatherer);
+                spawn_local(async move {
+                    let _place = place;
+                    if let Err(error) = answer(stream, &gatherer).await {
+                        debug!(%error, "control socket");
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, or the client is gone: neither is the socket's end.
+                warn!(%error, "cannot accept a connection on the control socket");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// One connection: a request, and what answers it.
+async fn answer(stream: UnixStream, gatherer: &Gatherer) -> io::Result<()> {
+    // The file's mode says the same, but for the moment in which it is made.
+    let uid = stream.peer_cred()?.uid();
+    if uid != 0 && uid != geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    let mut limited = (&mut stream).take(MAX_REQUEST);
+    timeout(PATIENCE, limited.read_until(b'\n', &mut line)).await??;
+    let mut stream = stream.into_inner();
+    match serde_json::from_slice(&line) {
+        Ok(Request::Status {}) => say(&mut stream, &gatherer.status().await).await,
+        Err(error) => {
+            let error = format!("not a request of this version ({error})");
+            say(&mut stream, &Refusal { error }).await
+        }
+    }
+}
+
+/// One line.
+async fn say(stream: &mut UnixStream, answer: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    timeout(PATIENCE, stream.write_all(&line)).await?
+}

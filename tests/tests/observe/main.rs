@@ -1,0 +1,3 @@
+//! What the daemon tells of itself: how it is, who asked what, and that nothing leaked.
+
+mod status;
