@@ -36,9 +36,6 @@ use crate::{
     wire::{self, HEADER_LEN, flag},
 };
 
-/// How long TCP and TLS may take together before another try is worth more; two fifths of the query's
-/// whole time if that is less.
-const DIAL_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A connection on which nothing was asked for this long is closed (RFC 7766 section 6.2.3), unless
 /// the server names another time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,6 +48,8 @@ const READ_BUFFER: usize = 16 * 1024;
 const MAX_PENDING: usize = 16_384;
 /// Octets that may wait to be written; a server that does not read must not fill our memory.
 const MAX_OUTBOX: usize = 4 << 20;
+/// How long after its deadline a query's answer may still come.
+const LAPSED_FOR: Duration = Duration::from_secs(5);
 /// A buffer larger than this is not kept for the next write.
 const KEPT_OUTBOX: usize = 256 * 1024;
 /// Asks for the root's nameservers, which every resolver knows: any answer shows that the server
@@ -109,7 +108,16 @@ pub enum ConnectionError {
 }
 
 /// Unanswered queries by transaction id.
-type Table = HashMap<u16, Rc<Outstanding>, BuildHasherDefault<IdHasher>>;
+type Table = HashMap<u16, Debt, BuildHasherDefault<IdHasher>>;
+
+/// A query that the server has not answered.
+struct Debt {
+    query: Rc<Outstanding>,
+    sent: Instant,
+    /// Nobody waits for it any more. Its answer is a sign of life all the same, and until it comes, or
+    /// cannot be expected any more, its id is not given to another.
+    lapsed: bool,
+}
 
 /// The ids are random already.
 #[derive(Default)]
@@ -159,6 +167,8 @@ pub(super) struct Connection {
     /// Wakes the writer.
     queued: Notify,
     table: RefCell<Table>,
+    /// How many in the table have lapsed.
+    lapsed: Cell<usize>,
     /// Since when the server has owed an answer without sending anything useful.
     quiet_since: Cell<Option<Instant>>,
     /// Wakes the watch: the server owes an answer.
@@ -183,6 +193,7 @@ impl Connection {
             outbox: RefCell::default(),
             queued: Notify::new(),
             table: RefCell::default(),
+            lapsed: Cell::new(0),
             quiet_since: Cell::new(None),
             owing: Notify::new(),
             answered: Cell::new(0),
@@ -196,7 +207,7 @@ impl Connection {
     /// Dials, then reads and writes until something ends it; says what. `up` is called in between.
     pub(super) async fn run(&self, settings: &Settings, up: impl FnOnce()) -> ConnectionError {
         let upstream = self.server.addr();
-        let limit = DIAL_TIMEOUT.min(settings.timeout * 2 / 5);
+        let limit = self.server.dial_limit(settings.timeout);
         let (stream, doubt) =
             match timeout(limit, dial(upstream, self.server.tls(), &*settings.exempt)).await {
                 Ok(Ok(secured)) => secured,
@@ -245,9 +256,14 @@ impl Connection {
         self.answered.get()
     }
 
-    /// How many queries it has not answered.
+    /// How many queries it has not answered for which somebody waits.
     pub(super) fn owes(&self) -> usize {
-        self.table.borrow().len()
+        self.table.borrow().len() - self.lapsed.get()
+    }
+
+    /// Answers may still come for which nobody waits.
+    pub(super) fn has_lapsed(&self) -> bool {
+        self.lapsed.get() > 0
     }
 
     /// Since when the server has owed an answer without sending anything useful.
@@ -270,6 +286,12 @@ impl Connection {
         self.idle_timeout.set(Duration::ZERO);
     }
 
+    /// It is to be given no more queries, and closed when it owes nothing: we say so, or the server
+    /// does (RFC 7828 section 3.2.2).
+    pub(super) fn is_leaving(&self) -> bool {
+        self.idle_timeout.get().is_zero()
+    }
+
     /// Ends it as silent.
     pub(super) fn abandon(&self) {
         self.abandoned.notify_one();
@@ -288,6 +310,9 @@ impl Connection {
         let len = u16::try_from(message.len()).map_err(|_| self.full())?;
         let mut outbox = self.outbox.borrow_mut();
         let mut table = self.table.borrow_mut();
+        if table.len() >= MAX_PENDING && self.lapsed.replace(0) > 0 {
+            table.retain(|_, debt| !debt.lapsed);
+        }
         if outbox.len() > MAX_OUTBOX || table.len() >= MAX_PENDING {
             return Err(self.full());
         }
@@ -295,13 +320,12 @@ impl Connection {
             // Unpredictable (RFC 5452 section 9.2).
             if let Entry::Vacant(vacant) = table.entry(rand::random()) {
                 let id = *vacant.key();
-                vacant.insert(Rc::clone(query));
+                vacant.insert(Debt { query: Rc::clone(query), sent: now, lapsed: false });
                 break id;
             }
         };
         query.owed_by.update(|connections| connections.saturating_add(1));
         query.asked.set(self.server.index);
-        query.sent.set(now);
         outbox.extend_from_slice(&len.to_be_bytes());
         outbox.extend_from_slice(&id.to_be_bytes());
         outbox.extend_from_slice(&message[2..]);
@@ -311,39 +335,50 @@ impl Connection {
 
     /// Asks something of our own, whose answer is a sign of life.
     pub(super) fn probe(&self, now: Instant, patience: Duration) {
-        let (query, answer) = Outstanding::new(PROBE.to_vec(), now, now + patience);
+        let (query, answer) = Outstanding::new(PROBE.to_vec(), now + patience);
         query.hedged.set(true); // another server's answer would say nothing of this one
         if let Ok(id) = self.submit(&query, now) {
             *self.probe.borrow_mut() = Some((id, answer));
         }
     }
 
-    /// Takes off the table what nobody waits for any more, and settles what is past its deadline.
+    /// Settles what is past its deadline, and takes off the table what cannot be answered any more.
     pub(super) fn sweep(&self, now: Instant, late: impl Fn() -> ExchangeError) {
         let mut table = self.table.borrow_mut();
-        table.retain(|_, query| {
+        let mut lapsed = 0;
+        table.retain(|_, debt| {
+            let query = &debt.query;
             if query.is_wanted() && query.deadline <= now {
                 query.settle(Err(late()));
             }
-            query.is_wanted()
+            debt.lapsed = !query.is_wanted();
+            let kept = !debt.lapsed || query.deadline + LAPSED_FOR > now;
+            lapsed += usize::from(kept && debt.lapsed);
+            kept
         });
-        if table.is_empty() {
+        self.lapsed.set(lapsed);
+        if table.len() == lapsed {
             self.quiet_since.set(None);
         }
     }
 
-    /// What was asked before `then`, of this server only.
-    pub(super) fn debts(&self, then: Instant) -> Vec<Rc<Outstanding>> {
+    /// What was asked before `then`, of this server only, and how long ago; the oldest first.
+    pub(super) fn debts(&self, then: Instant) -> Vec<(Rc<Outstanding>, Instant)> {
         let table = self.table.borrow();
-        let due = |query: &&Rc<Outstanding>| !query.hedged.get() && query.sent.get() <= then;
-        table.values().filter(due).cloned().collect()
+        let due = table
+            .values()
+            .filter(|debt| debt.query.is_wanted() && !debt.query.hedged.get() && debt.sent <= then);
+        let mut due: Vec<_> = due.map(|debt| (Rc::clone(&debt.query), debt.sent)).collect();
+        due.sort_unstable_by_key(|(_, sent)| *sent);
+        due
     }
 
     /// Closes it for good; what it still owes must be asked elsewhere.
     pub(super) fn close(&self) -> Vec<Rc<Outstanding>> {
         self.phase.set(Phase::Ended);
         self.probe.take();
-        let debts: Vec<_> = self.table.take().into_values().collect();
+        self.lapsed.set(0);
+        let debts: Vec<_> = self.table.take().into_values().map(|debt| debt.query).collect();
         debts.iter().for_each(|query| query.owed_by.update(|n| n.saturating_sub(1)));
         debts
     }
@@ -410,8 +445,7 @@ impl Connection {
             self.server.rtt.quickest(quickest);
         }
         if alive {
-            let owes = !self.table.borrow().is_empty();
-            self.quiet_since.set(owes.then_some(now));
+            self.quiet_since.set((self.owes() > 0).then_some(now));
             self.server.answered();
         }
         Some(buffer.len() - rest.len())
@@ -425,29 +459,27 @@ impl Connection {
         if message.len() < HEADER_LEN || message[2] & (flag::QR | flag::OPCODE) != flag::QR {
             return Delivery::Junk;
         }
-        let (query, hop) = match self.table.borrow_mut().entry(id) {
-            Entry::Occupied(entry) if entry.get().is_answered_by(message) => {
+        let (Debt { query, sent, lapsed }, hop) = match self.table.borrow_mut().entry(id) {
+            Entry::Occupied(entry) if entry.get().query.is_answered_by(message) => {
                 let Some(hop) = wire::Hop::read(message) else {
                     // The server has lost count of octets, or cannot answer this query at all.
-                    entry.get().suspect();
+                    entry.get().query.suspect();
                     return Delivery::Junk;
                 };
                 (entry.remove(), hop)
             }
             Entry::Occupied(_) | Entry::Vacant(_) => return Delivery::Unwanted,
         };
+        self.lapsed.update(|count| count - usize::from(lapsed));
         query.owed_by.update(|connections| connections.saturating_sub(1));
         // What is to be closed stays so.
-        if !self.idle_timeout.get().is_zero()
+        if !self.is_leaving()
             && let Some(idle) = hop.keepalive
         {
             self.idle_timeout.set(idle.min(MAX_IDLE_TIMEOUT)); // RFC 7828 section 3.2.2
         }
-        let took = now.saturating_duration_since(query.sent.get());
-        // Another server was asked since if it is not this one's time that runs.
-        if query.asked.get() == self.server.index {
-            *quickest = Some(quickest.map_or(took, |quickest| quickest.min(took)));
-        }
+        let took = now.saturating_duration_since(sent);
+        *quickest = Some(quickest.map_or(took, |quickest| quickest.min(took)));
         if self.probe.borrow_mut().take_if(|(probe, _)| *probe == id).is_none() {
             self.answered.update(|answered| answered + 1);
             self.server.tally.answers.update(|answers| answers + 1);

@@ -22,8 +22,6 @@ pub(super) struct Outstanding {
     question_end: usize,
     /// When an answer is of no use any more.
     pub(super) deadline: Instant,
-    /// When it was given to a connection last.
-    pub(super) sent: Cell<Instant>,
     /// How many connections owe it.
     pub(super) owed_by: Cell<u8>,
     /// The upstream that was asked last, by its index.
@@ -48,12 +46,11 @@ pub(super) struct Answer(Rc<Outstanding>);
 
 impl Outstanding {
     /// A query, and the answer to it.
-    pub(super) fn new(message: Vec<u8>, now: Instant, deadline: Instant) -> (Rc<Self>, Answer) {
+    pub(super) fn new(message: Vec<u8>, deadline: Instant) -> (Rc<Self>, Answer) {
         let query = Rc::new(Self {
             question_end: Question::read(&message).map_or(HEADER_LEN, |question| question.end),
             message,
             deadline,
-            sent: Cell::new(now),
             owed_by: Cell::new(0),
             asked: Cell::new(0),
             hedged: Cell::new(false),
@@ -129,8 +126,7 @@ mod tests {
     const QUERY: &[u8] = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
 
     fn outstanding() -> (Rc<Outstanding>, Answer) {
-        let now = Instant::now();
-        Outstanding::new(QUERY.to_vec(), now, now + Duration::from_secs(1))
+        Outstanding::new(QUERY.to_vec(), Instant::now() + Duration::from_secs(1))
     }
 
     fn reply(question: &[u8], rcode: u8) -> Vec<u8> {

@@ -13,7 +13,7 @@ use super::{
     connection::Connection,
     outstanding::Outstanding,
     report::ServerReport,
-    server::{PAUSE, Server},
+    server::{PAUSE, Role, Server},
 };
 
 /// How often deadlines are looked at, while anything is outstanding.
@@ -91,7 +91,7 @@ impl Pool {
         let inner = &self.inner;
         let now = Instant::now();
         let deadline = now + inner.settings.timeout;
-        let (query, answer) = Outstanding::new(message, now, deadline);
+        let (query, answer) = Outstanding::new(message, deadline);
         inner.hedges.update(|parts| (parts + 1).min(MAX_HEDGES * QUERIES_PER_HEDGE));
         let index = inner.place(&query, now);
         inner.look_back(index, now);
@@ -266,8 +266,27 @@ impl Inner {
                 }
             }
             // The server takes new connections, so it is the old one that is dead.
-            Some(main) if server.suspected.get() => main.abandon(),
+            Some(main) if server.suspected.get() => self.replace(index, &main, now),
             Some(_) | None => {}
+        }
+    }
+
+    /// Lets the spare connection take the place of the main one, which may still answer what it owes:
+    /// some servers are as slow as that.
+    pub(super) fn replace(self: &Rc<Self>, index: usize, main: &Rc<Connection>, now: Instant) {
+        let server = &self.servers[index];
+        server.retire(main);
+        server.suspected.set(false);
+        server.replaced.update(|times| times.saturating_add(1));
+        self.ask_again(index, main, now);
+    }
+
+    /// Asks on the main connection what only this one owes.
+    pub(super) fn ask_again(self: &Rc<Self>, index: usize, old: &Rc<Connection>, now: Instant) {
+        for (query, _) in old.debts(now).into_iter().filter(|(query, _)| query.owed_by.get() == 1) {
+            if let Some(next) = self.connection(index, now) {
+                self.submit(&next, &query, now);
+            }
         }
     }
 
@@ -280,10 +299,9 @@ impl Inner {
         let answered = connection.answered() > 0;
         tracing::debug!(%reason, waiting = debts.len(), "connection ended");
 
-        let was_spare = server.spare.borrow().as_ref().is_some_and(|s| Rc::ptr_eq(s, connection));
-        let was_main = server.forget(connection);
-        let was_aside = !was_main && !was_spare;
-        if was_aside {
+        let role = server.forget(connection);
+        let was_main = role == Role::Main;
+        if role == Role::Aside {
             self.was_aside(index, answered);
             server.gathering.borrow_mut().take_if(|(last, ..)| Rc::ptr_eq(last, connection));
         }
@@ -369,7 +387,8 @@ impl Inner {
         }
         self.place_waiting(now);
         let owes = |server: &Rc<Server>| {
-            server.aside.get() > 0 || server.connections().any(|connection| connection.owes() > 0)
+            server.aside.get() > 0
+                || server.connections().iter().any(|connection| connection.owes() > 0)
         };
         !self.waiting.borrow().is_empty() || self.servers.iter().any(owes)
     }
@@ -380,8 +399,10 @@ impl Inner {
         let Some(then) = now.checked_sub(after) else {
             return;
         };
-        for query in connection.debts(then) {
-            if self.hedges.get() < QUERIES_PER_HEDGE || !self.ask_elsewhere(index, &query, now) {
+        for (query, sent) in connection.debts(then) {
+            if self.hedges.get() < QUERIES_PER_HEDGE
+                || !self.ask_elsewhere(index, &query, sent, now)
+            {
                 return;
             }
             self.hedges.update(|parts| parts - QUERIES_PER_HEDGE);
@@ -390,15 +411,21 @@ impl Inner {
 
     /// Asks another server all that a suspected one owes.
     pub(super) fn rescue(self: &Rc<Self>, index: usize, connection: &Connection, now: Instant) {
-        for query in connection.debts(now) {
-            if !self.ask_elsewhere(index, &query, now) {
+        for (query, sent) in connection.debts(now) {
+            if !self.ask_elsewhere(index, &query, sent, now) {
                 return;
             }
         }
     }
 
     /// Asks a trusted server too; whether there is one.
-    fn ask_elsewhere(self: &Rc<Self>, index: usize, query: &Rc<Outstanding>, now: Instant) -> bool {
+    fn ask_elsewhere(
+        self: &Rc<Self>,
+        index: usize,
+        query: &Rc<Outstanding>,
+        sent: Instant,
+        now: Instant,
+    ) -> bool {
         let other = self.choose(Some(index)).filter(|other| {
             self.servers[*other].is_trusted() && !self.servers[*other].suspected.get()
         });
@@ -406,7 +433,7 @@ impl Inner {
             return false;
         };
         // It takes at least as long; how long, it may be that nobody waits to see.
-        self.servers[index].rtt.quickest(now.saturating_duration_since(query.sent.get()));
+        self.servers[index].rtt.quickest(now.saturating_duration_since(sent));
         query.hedged.set(true);
         self.submit(&connection, query, now);
         true

@@ -69,7 +69,7 @@ impl Tally {
 
 impl ServerReport {
     pub(super) fn of(server: &Server) -> Self {
-        let open = server.connections().filter(|connection| connection.is_up()).count();
+        let open = server.connections().iter().filter(|connection| connection.is_up()).count();
         let open = (open + server.aside.get()) as u64;
         let error = server.last_error();
         let state = match (&error, server.suspected.get(), open) {

@@ -76,12 +76,20 @@ impl Rtt {
         }
     }
 
-    /// How long a connection that owes answers may be silent before one wonders.
-    pub(super) fn patience(&self) -> Duration {
-        self.0.get().map_or(INITIAL_PATIENCE, |estimate| {
+    /// How long an answer usually takes at most, if that is known.
+    pub(super) fn usual(&self) -> Option<Duration> {
+        self.0.get().map(|estimate| {
             let spread = (4.0 * estimate.variation).max(estimate.smoothed / 4.0);
-            Duration::from_secs_f64(estimate.smoothed + spread).max(MIN_PATIENCE)
+            Duration::from_secs_f64(estimate.smoothed + spread)
         })
+    }
+
+    /// How long a connection that owes answers may be silent before one wonders, if one has wondered so
+    /// often in vain; not longer than `most`, unless the upstream is known to take longer.
+    pub(super) fn patience(&self, in_vain: u32, most: Duration) -> Duration {
+        let known = self.usual().map(|usual| usual.max(MIN_PATIENCE));
+        let usual = known.unwrap_or_else(|| INITIAL_PATIENCE.min(most));
+        (usual * (1 << in_vain)).min(usual.max(most))
     }
 
     /// After how long without an answer another upstream is asked too: few answers take so long.
@@ -100,12 +108,22 @@ mod tests {
 
     #[test]
     fn patience_follows_the_round_trip_and_not_slow_names() {
-        let rtt = Rtt::default();
-        assert_eq!(rtt.patience(), INITIAL_PATIENCE);
+        let (rtt, most) = (Rtt::default(), Duration::from_millis(400));
+        let patience = |in_vain| rtt.patience(in_vain, most);
+        assert_eq!((patience(0), patience(3)), (INITIAL_PATIENCE, most));
+        assert_eq!(rtt.patience(0, TRIP), TRIP);
         (0..100).for_each(|_| rtt.quickest(TRIP));
-        assert!((TRIP..TRIP * 3 / 2).contains(&rtt.patience()), "{:?}", rtt.patience());
+        assert!((TRIP..TRIP * 3 / 2).contains(&patience(0)), "{:?}", patience(0));
+        assert_eq!((patience(1), patience(9)), (patience(0) * 2, most));
         rtt.quickest(Duration::from_secs(1));
-        assert!(rtt.patience() < TRIP * 4, "{:?}", rtt.patience());
+        assert!(patience(0) < TRIP * 4, "{:?}", patience(0));
+    }
+
+    #[test]
+    fn patience_with_a_far_upstream_is_longer_than_with_others() {
+        let (rtt, most) = (Rtt::default(), TRIP);
+        rtt.quickest(TRIP * 3);
+        assert!(rtt.patience(0, most) > TRIP * 3 && rtt.patience(5, most) < TRIP * 10);
     }
 
     #[test]

@@ -13,6 +13,14 @@ use tracing::{info, warn};
 use super::{ConnectionError, connection::Connection, report::Tally, rtt::Rtt, tls::TlsClient};
 use crate::addr::UpstreamAddr;
 
+/// How long TCP and TLS may take together before another try is worth more; two fifths of the query's
+/// whole time if that is less. Longer every second and third time in a row, for servers that are very
+/// far away.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The longest time that either takes.
+const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections to one server that only finish what they have begun.
+const MAX_LEAVING: usize = 8;
 /// How often a server that refuses is dialled while none answers.
 pub(super) const PAUSE: Duration = Duration::from_millis(30);
 /// The same for one that costs time or trust with each attempt: silent, or with a certificate that
@@ -34,12 +42,16 @@ pub(super) struct Server {
     pub(super) main: RefCell<Option<Rc<Connection>>>,
     /// Takes over at once when the main one ends.
     pub(super) spare: RefCell<Option<Rc<Connection>>>,
+    /// They have been replaced, and may still give the answers that they owe.
+    leaving: RefCell<Vec<Rc<Connection>>>,
     /// Connections for suspicious queries.
     pub(super) aside: Cell<usize>,
     /// The last one of them, and the suspicion and number of those that may still join it.
     pub(super) gathering: RefCell<Option<(Rc<Connection>, u8, usize)>>,
     /// It owes answers and does not even answer a probe.
     pub(super) suspected: Cell<bool>,
+    /// How many connections were replaced for that since it answered last.
+    pub(super) replaced: Cell<u32>,
     /// How long it takes to answer.
     pub(super) rtt: Rtt,
     /// What it did so far.
@@ -48,6 +60,19 @@ pub(super) struct Server {
     ended_early: Cell<Option<Instant>>,
     /// Why it is used without being authenticated, if it is.
     doubt: RefCell<Option<String>>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Queries go to it.
+    Main,
+    /// It is to take over.
+    Spare,
+    /// It has been replaced, and only finishes what it has begun.
+    Leaving,
+    /// It has suspicious queries.
+    Aside,
 }
 
 /// A server's last failure.
@@ -66,9 +91,11 @@ impl Server {
             tls,
             main: RefCell::default(),
             spare: RefCell::default(),
+            leaving: RefCell::default(),
             aside: Cell::new(0),
             gathering: RefCell::default(),
             suspected: Cell::new(false),
+            replaced: Cell::new(0),
             rtt: Rtt::default(),
             tally: Tally::default(),
             failed: RefCell::default(),
@@ -86,19 +113,55 @@ impl Server {
         &self.tls
     }
 
+    /// How long dialling it may take.
+    pub(super) fn dial_limit(&self, timeout: Duration) -> Duration {
+        let in_vain = self.failed.borrow().as_ref().map_or(0, Failed::times_unreachable);
+        let limit = DIAL_TIMEOUT.min(timeout * 2 / 5) * (1 << (in_vain % 3));
+        // TCP and TLS take two round trips, or three.
+        let far = self.rtt.usual().map_or(Duration::ZERO, |usual| usual * 3);
+        limit.max(far).min(MAX_DIAL_TIMEOUT)
+    }
+
     /// The connection to ask on, if there is one: the spare one takes the place of a main one that
-    /// ended.
+    /// ended or that the server wants to be rid of.
     pub(super) fn connection(&self) -> Option<Rc<Connection>> {
         let mut main = self.main.borrow_mut();
+        if self.leaving.borrow().len() < MAX_LEAVING
+            && let Some(unwanted) = main.take_if(|main| main.is_open() && main.is_leaving())
+        {
+            self.let_go(unwanted);
+        }
         if main.as_ref().is_none_or(|main| !main.is_open()) {
             *main = self.spare.take().filter(|spare| spare.is_open());
         }
         main.clone()
     }
 
-    /// All that are open.
-    pub(super) fn connections(&self) -> impl Iterator<Item = Rc<Connection>> {
-        [self.main.borrow().clone(), self.spare.borrow().clone()].into_iter().flatten()
+    /// Makes room for another main connection; this one is given time to answer what it owes.
+    pub(super) fn retire(&self, main: &Rc<Connection>) {
+        main.close_when_answered();
+        if let Some(main) = self.main.borrow_mut().take_if(|other| Rc::ptr_eq(other, main)) {
+            self.let_go(main);
+        }
+    }
+
+    fn let_go(&self, connection: Rc<Connection>) {
+        let mut leaving = self.leaving.borrow_mut();
+        if leaving.len() >= MAX_LEAVING {
+            leaving[0].abandon();
+        }
+        leaving.push(connection);
+    }
+
+    /// Whether another one has taken its place.
+    pub(super) fn has_replaced(&self, connection: &Rc<Connection>) -> bool {
+        self.leaving.borrow().iter().any(|other| Rc::ptr_eq(other, connection))
+    }
+
+    /// All that are open and not for suspicious queries.
+    pub(super) fn connections(&self) -> Vec<Rc<Connection>> {
+        let slots = [self.main.borrow().clone(), self.spare.borrow().clone()];
+        slots.into_iter().flatten().chain(self.leaving.borrow().iter().cloned()).collect()
     }
 
     /// Whether queries go to this connection.
@@ -106,11 +169,19 @@ impl Server {
         self.main.borrow().as_ref().is_some_and(|main| Rc::ptr_eq(main, connection))
     }
 
-    /// Lets go of a connection that has ended; whether it was the main one.
-    pub(super) fn forget(&self, connection: &Rc<Connection>) -> bool {
+    /// Lets go of a connection that has ended; what it was.
+    pub(super) fn forget(&self, connection: &Rc<Connection>) -> Role {
         let is = |slot: &mut Rc<Connection>| Rc::ptr_eq(slot, connection);
-        self.spare.borrow_mut().take_if(is);
-        self.main.borrow_mut().take_if(is).is_some()
+        if self.main.borrow_mut().take_if(is).is_some() {
+            return Role::Main;
+        }
+        if self.spare.borrow_mut().take_if(is).is_some() {
+            return Role::Spare;
+        }
+        let mut leaving = self.leaving.borrow_mut();
+        let before = leaving.len();
+        leaving.retain(|other| !Rc::ptr_eq(other, connection));
+        if leaving.len() < before { Role::Leaving } else { Role::Aside }
     }
 
     /// It did not fail the last time.
@@ -142,6 +213,7 @@ impl Server {
     /// It gave an answer.
     pub(super) fn answered(&self) {
         self.suspected.set(false);
+        self.replaced.set(0);
         if self.failed.borrow().is_some() {
             self.failed.take();
             info!(upstream = %self.addr, "upstream answers again");
@@ -190,6 +262,11 @@ impl Server {
 }
 
 impl Failed {
+    /// How often in a row it could not be reached in time, at least.
+    fn times_unreachable(&self) -> u32 {
+        if matches!(self.error, ConnectionError::Unreachable { .. }) { self.times } else { 0 }
+    }
+
     fn pause(&self) -> Duration {
         match self.error {
             ConnectionError::Tls { .. }
