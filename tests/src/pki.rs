@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
 /// The authority, with its files in a directory that goes with it.
@@ -68,6 +69,13 @@ impl Pki {
         let mut params = params(names)?;
         params.not_before = date_time_ymd(2019, 1, 1);
         params.not_after = date_time_ymd(2020, 1, 1);
+        self.sign(&params)
+    }
+
+    /// One that runs out so many seconds from now.
+    pub fn server_for_seconds(&self, names: &[&str], seconds: u64) -> Result<Identity> {
+        let mut params = params(names)?;
+        params.not_after = (SystemTime::now() + Duration::from_secs(seconds)).into();
         self.sign(&params)
     }
 

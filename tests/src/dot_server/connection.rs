@@ -51,8 +51,9 @@ pub(super) async fn serve(
     if shared.orders().stall_handshake {
         return stall(tcp, disconnect).await;
     }
+    let late = shared.orders().delay_handshake;
     let accepted = tokio::select! {
-        accepted = acceptor.accept(tcp) => accepted,
+        accepted = async { sleep(late).await; acceptor.accept(tcp).await } => accepted,
         _ = disconnect.recv() => return,
     };
     let mut tls = match accepted {
@@ -94,6 +95,11 @@ impl Connection {
         let mut mute = false;
         loop {
             let flush = self.held_since.map(|since| since + HOLD_LIMIT);
+            let orders = self.shared.orders();
+            if orders.deaf && !orders.is_faithful(self.number) {
+                let _ = disconnect.recv().await;
+                return Ok(());
+            }
             let next = tokio::select! {
                 Ok(close) = disconnect.recv() => Next::Close(close),
                 Some(outgoing) = self.outgoing.recv(), if !mute => self.send(outgoing).await?,
@@ -123,7 +129,7 @@ impl Connection {
             };
             let orders = self.shared.orders();
             let (mut reply, delay) = orders.for_name(&seen.name);
-            if orders.faithful_from.is_some_and(|from| self.number >= from) {
+            if orders.is_faithful(self.number) {
                 reply = Reply::Faithful;
             }
             self.shared.asked(seen);

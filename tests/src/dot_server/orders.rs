@@ -18,7 +18,12 @@ pub struct Orders {
     pub except: Vec<(String, Reply)>,
     /// Accept connections and never say a word of TLS.
     pub stall_handshake: bool,
-    /// Connections from this one on, counted from 0, get faithful answers whatever `reply` says.
+    /// How long the server's first word of TLS takes.
+    pub delay_handshake: Duration,
+    /// Read nothing after the handshake, so that what is sent piles up.
+    pub deaf: bool,
+    /// Connections from this one on, counted from 0, get faithful answers whatever `reply` and `deaf`
+    /// say.
     pub faithful_from: Option<usize>,
 }
 
@@ -101,6 +106,11 @@ impl Orders {
     pub fn except(mut self, name: &str, reply: Reply) -> Self {
         self.except.push((name.to_owned(), reply));
         self
+    }
+
+    /// Whether this connection, counted from 0, is a faithful one among others.
+    pub(super) fn is_faithful(&self, connection: usize) -> bool {
+        self.faithful_from.is_some_and(|from| connection >= from)
     }
 
     /// What a query for this name gets, and when.

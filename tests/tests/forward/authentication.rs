@@ -1,7 +1,11 @@
 //! Whom the daemon trusts (RFC 8310): certificates, roots, versions of TLS, and what is said of a
 //! server that is not the one that was meant.
 
-use std::fs;
+use std::{
+    fs,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
@@ -212,6 +216,27 @@ fn opportunistic_privacy_is_still_private() -> Result<()> {
     let _daemon = place.daemon(&[NAMED_UPSTREAM], &more)?;
     check_fails(&place, NETWORK_ERROR)?;
     ensure!(server.queries().is_empty(), "{:?}", server.queries());
+    Ok(())
+}
+
+/// Nor is a session resumed that began while it was valid; the connection itself goes on.
+#[test]
+fn a_certificate_that_expires_meanwhile_is_refused() -> Result<()> {
+    let place = Place::new()?;
+    let identity = place.pki.server_for_seconds(&[NAME], 4)?;
+    let valid = Instant::now();
+    let upstream = serve(&place, &identity)?;
+    let daemon = place.daemon(&[NAMED_UPSTREAM], &["--upstream-timeout", "500ms"])?;
+    let client = place.udp()?;
+    client.resolve("before.example.test")?;
+    sleep(Duration::from_secs(6).saturating_sub(valid.elapsed()));
+    client.resolve("on.the.same.connection.example.test")?;
+    let asked = upstream.journal().queries.len();
+    upstream.disconnect(Close::Orderly);
+    ensure!(eventually(LIMIT, || upstream.journal().open == 0));
+    check_fails(&place, NETWORK_ERROR)?;
+    daemon.wait_for_log("expired on", LIMIT)?;
+    ensure!(upstream.journal().queries.len() == asked, "a query leaked");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod cache;
 mod cli;
 mod client;
 mod configuration;
+mod distance;
 mod faults;
 mod message;
 mod packets;

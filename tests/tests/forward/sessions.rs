@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::{
     client::Burst,
-    packets::{KEEPALIVE, opt, option},
+    packets::{A, KEEPALIVE, Summary, opt, option, query},
     place::{LIMIT, NAMED_UPSTREAM, Place, Setting},
 };
 
@@ -46,6 +46,27 @@ fn a_server_that_keeps_no_connection_gets_it_closed_when_nothing_is_due() -> Res
     }
     let journal = setting.upstream.journal();
     ensure!(journal.queries.len() == 600, "{} queries", journal.queries.len());
+    Ok(())
+}
+
+/// RFC 7828 section 3.2.2: no more queries on it, and what it owes is still taken from it.
+#[test]
+fn a_connection_that_the_server_wants_to_be_rid_of_is_only_finished() -> Result<()> {
+    let setting = Setting::new()?;
+    let (slow, quick) = (setting.place.udp()?, setting.place.udp()?);
+    setting.upstream.order(Orders::always(Reply::crafted(keeping::<0>)));
+    slow.send(&query(7, "slow-400.example.test", A, &[]))?;
+    ensure!(eventually(LIMIT, || setting.upstream.journal().in_flight == 1));
+    for n in 0..4 {
+        quick.resolve(&format!("n{n}.example.test"))?;
+    }
+    ensure!(Summary::of(&slow.receive()?)?.answers == 1);
+    ensure!(eventually(Duration::from_secs(1), || setting.upstream.journal().open == 0));
+    let journal = setting.upstream.journal();
+    let on =
+        |name: &str| journal.queries_for(name).iter().map(|q| q.connection).collect::<Vec<_>>();
+    ensure!(on("slow-400.example.test")[0] == 0 && on("n0.example.test") == [0], "{journal:?}");
+    ensure!((1..4).all(|n| on(&format!("n{n}.example.test")) == [n]), "{journal:?}");
     Ok(())
 }
 
