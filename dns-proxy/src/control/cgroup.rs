@@ -1,8 +1,10 @@
-//! The cgroup v2 tree: which directories the scope selects, and who is in them.
+//! The cgroup v2 tree, and which part of it is meant.
 
 use std::{
+    collections::HashMap,
+    ffi::OsString,
     fmt, fs, io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{DirEntryExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -47,25 +49,6 @@ impl fmt::Display for Scope {
     }
 }
 
-/// The scope, as it is on this host at one moment.
-#[derive(Debug, Default)]
-pub struct Survey {
-    /// Cgroups that a pattern selects by itself; what is below them is not listed.
-    pub selected: Vec<CgroupId>,
-    /// Cgroups that a pattern excludes by itself.
-    pub excluded: Vec<CgroupId>,
-    /// Cgroups of which a new child may be selected by its name.
-    pub open: Vec<CgroupId>,
-    /// Their children of today that are not.
-    pub ignored: Vec<CgroupId>,
-    /// Every selected cgroup that is not excluded, down to the leaves.
-    pub members: Vec<CgroupId>,
-    /// Processes in those.
-    pub pids: Vec<u32>,
-    /// Directories where something that matters may appear or go.
-    pub watch: Vec<PathBuf>,
-}
-
 /// The mounted tree.
 #[derive(Clone, Debug)]
 pub struct CgroupTree {
@@ -107,45 +90,21 @@ impl CgroupTree {
     /// The paths below the root of the cgroups that a pattern means by itself. Of a tree that cannot
     /// be looked at, none.
     pub fn matches(&self, pattern: &CgroupPattern) -> Vec<PathBuf> {
-        let found = find(&self.root, pattern.levels(), false, &mut Survey::default());
-        let below = |dir: PathBuf| Some(dir.strip_prefix(&self.root).ok()?.to_owned());
-        found.unwrap_or_default().into_iter().filter_map(|(_, dir)| below(dir)).collect()
-    }
-
-    /// Looks at the whole scope. Cgroups that vanish meanwhile are left out.
-    ///
-    /// # Errors
-    /// Something else than that kept us from looking, such as a lack of descriptors: what was seen
-    /// is then not the whole.
-    pub fn survey(&self, scope: &Scope) -> io::Result<Survey> {
-        let mut survey = Survey::default();
-        for pattern in &scope.exclude {
-            let found = self.find(pattern, &mut survey)?;
-            survey.excluded.extend(found.into_iter().map(|(id, _)| id));
+        let mut found = vec![PathBuf::new()];
+        for level in pattern.levels() {
+            let below = |path: PathBuf| {
+                let names = children(&self.root.join(&path)).unwrap_or_default().into_keys();
+                let matching = names.filter(|name| level.matches(name));
+                matching.map(|name| path.join(name)).collect::<Vec<_>>()
+            };
+            found = found.into_iter().flat_map(below).collect();
         }
-        // What may newly be excluded is treated as before until it has been seen.
-        (survey.open, survey.ignored) = (Vec::new(), Vec::new());
-        for pattern in &scope.select {
-            for (id, dir) in self.find(pattern, &mut survey)? {
-                survey.selected.push(id);
-                descend(id, &dir, &mut survey)?;
-            }
-        }
-        Ok(survey)
-    }
-
-    fn find(
-        &self,
-        pattern: &CgroupPattern,
-        survey: &mut Survey,
-    ) -> io::Result<Vec<(CgroupId, PathBuf)>> {
-        let levels = pattern.levels();
-        find(&self.root, levels, self.may_be_remade(levels), survey)
+        found
     }
 
     /// Whether one cgroup is meant that may go and come again while nobody sees it. Those at the top
     /// stay: slices, and the parents of all containers.
-    fn may_be_remade(&self, levels: &[Level]) -> bool {
+    pub fn may_be_remade(&self, levels: &[Level]) -> bool {
         let is_one = levels.iter().all(|level| level.fixed().is_some());
         self.fail == FailMode::Closed && is_one && levels.len() > 1
     }
@@ -159,75 +118,29 @@ pub fn id(dir: &Path) -> io::Result<CgroupId> {
     Ok(CgroupId(fs::metadata(dir)?.ino()))
 }
 
-/// The cgroups that match `levels` below `dir`. Notes those that were looked into, and what a new
-/// child of them would be; that the last one is there tells nothing if it `may_be_remade`.
-fn find(
-    dir: &Path,
-    levels: &[Level],
-    may_be_remade: bool,
-    survey: &mut Survey,
-) -> io::Result<Vec<(CgroupId, PathBuf)>> {
-    let Some(own) = unless_gone(id(dir))? else {
-        return Ok(Vec::new());
-    };
-    let [level, deeper @ ..] = levels else {
-        return Ok(vec![(own, dir.to_owned())]);
-    };
-    survey.watch.push(dir.to_owned());
-    if let Some(name) = level.fixed()
-        && !(may_be_remade && deeper.is_empty())
-    {
-        let child = dir.join(name);
-        if child.is_dir() {
-            return find(&child, deeper, may_be_remade, survey);
-        }
-    }
-    survey.open.push(own);
-    let mut found = Vec::new();
-    for child in children(dir)? {
-        if child.file_name().is_some_and(|name| level.matches(name)) {
-            found.extend(find(&child, deeper, may_be_remade, survey)?);
-        } else {
-            survey.ignored.extend(unless_gone(id(&child))?);
-        }
-    }
-    Ok(found)
-}
-
-/// Takes in a selected cgroup and everything below it that is not excluded.
-fn descend(id: CgroupId, dir: &Path, survey: &mut Survey) -> io::Result<()> {
-    if survey.excluded.contains(&id) {
-        return Ok(());
-    }
-    survey.members.push(id);
-    survey.watch.push(dir.to_owned());
-    // A threaded cgroup has no list; its processes are in that of its domain, further up.
-    let procs = unless_gone(fs::read_to_string(dir.join("cgroup.procs")))?.unwrap_or_default();
-    survey.pids.extend(procs.lines().filter_map(|pid| pid.parse::<u32>().ok()));
-    for child in children(dir)? {
-        if let Some(id) = unless_gone(self::id(&child))? {
-            descend(id, &child, survey)?;
-        }
-    }
-    Ok(())
-}
-
-fn children(dir: &Path) -> io::Result<Vec<PathBuf>> {
+/// The children of the cgroup at `dir`, by name; none if it is gone.
+///
+/// # Errors
+/// Something else than that kept us from looking.
+pub fn children(dir: &Path) -> io::Result<HashMap<OsString, CgroupId>> {
     let Some(entries) = unless_gone(fs::read_dir(dir))? else {
-        return Ok(Vec::new());
+        return Ok(HashMap::new());
     };
-    let mut children = Vec::new();
+    let mut children = HashMap::new();
     for entry in entries {
         let entry = entry?;
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            children.push(entry.path());
+            children.insert(entry.file_name(), CgroupId(entry.ino()));
         }
     }
     Ok(children)
 }
 
 /// Tells "there is nothing" (any more, or by its nature) from "I could not look".
-fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+///
+/// # Errors
+/// The latter.
+pub fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) => match error.raw_os_error() {
@@ -251,7 +164,6 @@ mod tests {
         let root = tempfile::tempdir().expect("a temporary directory");
         for dir in dirs {
             fs::create_dir_all(root.path().join(dir)).expect(dir);
-            fs::write(root.path().join(dir).join("cgroup.procs"), "1\n22\n").expect(dir);
         }
         let tree = CgroupTree::new(root.path().to_owned(), FailMode::Open);
         (root, tree)
@@ -270,56 +182,6 @@ mod tests {
             assert_eq!(one.overlaps(&other), overlap, "{one} {other}");
             assert_eq!(other.overlaps(&one), overlap, "{other} {one}");
         }
-    }
-
-    #[test]
-    fn everything_below_a_match_is_in_unless_excluded() {
-        let (_guard, tree) = tree(&["docker/a/init", "docker/b", "system.slice/x"]);
-        let survey = tree.survey(&scope(&["docker"], &["docker/b"])).expect("readable");
-        assert_eq!(survey.selected.len(), 1);
-        assert_eq!(survey.excluded.len(), 1);
-        assert_eq!(survey.members.len(), 3, "docker, docker/a, docker/a/init");
-    }
-
-    #[test]
-    fn a_pattern_without_a_match_is_watched_for() {
-        let (_guard, tree) = tree(&["system.slice"]);
-        let survey = tree.survey(&scope(&["system.slice/docker-*.scope"], &[])).expect("readable");
-        assert!(survey.selected.is_empty() && survey.members.is_empty());
-        assert!(survey.watch.contains(&tree.root().join("system.slice")));
-    }
-
-    #[test]
-    fn newborn_cgroups_are_undecided_where_their_name_decides() {
-        let (_guard, tree) = tree(&["a/app-1/x", "a/other", "b/here"]);
-        let id = |dir: &str| id(&tree.root().join(dir)).expect(dir);
-        let cases: [(&[&str], &[&str], &[&str]); 4] = [
-            (&["a/app-*"], &["a"], &["a/other"]),
-            (&["a/*/x"], &["a", "a/other"], &[]),
-            (&["b/missing"], &["b"], &["b/here"]),
-            (&["b/here"], &[], &[]),
-        ];
-        for (select, open, ignored) in cases {
-            let survey = tree.survey(&scope(select, &[])).expect("readable");
-            let ids = |dirs: &[&str]| dirs.iter().map(|dir| id(dir)).collect::<Vec<_>>();
-            assert_eq!(survey.open, ids(open), "{select:?}");
-            assert_eq!(survey.ignored, ids(ignored), "{select:?}");
-        }
-    }
-
-    #[test]
-    fn to_fail_closed_a_named_cgroup_counts_as_newborn_each_time() {
-        let (_guard, open) = tree(&["a/here", "a/other", "top"]);
-        let closed = CgroupTree { fail: FailMode::Closed, ..open.clone() };
-        let id = |dir: &str| id(&open.root().join(dir)).expect(dir);
-        let service = scope(&["a/here"], &[]);
-        let survey = closed.survey(&service).expect("readable");
-        assert_eq!(survey.selected, [id("a/here")]);
-        assert_eq!((survey.open, survey.ignored), (vec![id("a")], vec![id("a/other")]));
-        assert_eq!(closed.common_ancestor(&service), open.root().join("a"));
-        let top = scope(&["top"], &[]);
-        assert!(closed.survey(&top).expect("readable").open.is_empty());
-        assert_eq!(closed.common_ancestor(&top), open.root().join("top"));
     }
 
     #[test]

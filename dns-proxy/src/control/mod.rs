@@ -7,8 +7,10 @@
 //!
 //! Nothing here is on the path of a query.
 
+pub mod agenda;
 pub mod anyip;
 pub mod bpf;
+pub mod census;
 pub mod cgroup;
 pub mod claim;
 pub mod device_routes;
@@ -24,6 +26,7 @@ pub mod reconcile;
 pub mod sock_diag;
 pub mod sockets;
 pub mod stale;
+pub mod standing;
 pub mod tokens;
 pub mod view;
 pub mod watch;

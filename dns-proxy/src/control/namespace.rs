@@ -4,11 +4,10 @@
 //! Nobody is ever sent to a listener that is not there.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     sync::Arc,
-    task::{Context, Poll},
 };
 
 use dns_proxy_common::{Device, Listener, Sources, Token};
@@ -47,7 +46,6 @@ pub struct Namespace {
     netns: Arc<Netns>,
     cookie: u64,
     netlink: Netlink,
-    changes: Changes,
     /// What the kernel may use now.
     listener: Listener,
     /// What there are sockets for.
@@ -67,11 +65,16 @@ pub struct DeviceChange {
 }
 
 impl Namespace {
-    /// Opens the listeners inside, on `port` if it is free, and adds the routes over `lo`.
+    /// Opens the listeners inside, on `port` if it is free, and adds the routes over `lo`. From then on
+    /// it hears of changes of its links and addresses.
     ///
     /// # Errors
     /// The namespace cannot be entered, or has no free port.
-    pub fn open(netns: Netns, port: u16, bpf: &Bpf) -> io::Result<(Self, Sockets, Addresses)> {
+    pub fn open(
+        netns: Netns,
+        port: u16,
+        bpf: &Bpf,
+    ) -> io::Result<(Self, Sockets, Addresses, Changes)> {
         let (opened, addresses, netlink, monitor) = netns.enter(|| {
             let opened = sockets::open_in_namespace(port, bpf)?;
             io::Result::Ok((opened, Addresses::open()?, Netlink::open()?, Monitor::open()?))
@@ -83,10 +86,9 @@ impl Namespace {
         let (families, guarded) = (listener.families, bpf.is_guarded());
         let listener = Listener { families: 0, ..listener };
         let (netns, devices) = (Arc::new(netns), BTreeSet::new());
-        let mut namespace =
-            Self { netns, cookie, netlink, changes, listener, families, guarded, devices };
+        let mut namespace = Self { netns, cookie, netlink, listener, families, guarded, devices };
         namespace.refresh();
-        Ok((namespace, sockets, addresses))
+        Ok((namespace, sockets, addresses, changes))
     }
 
     /// Looks which tokens can be reached inside, now that `lo` may have come up or gone down, which
@@ -134,8 +136,8 @@ impl Namespace {
     ///
     /// # Errors
     /// The kernel cannot do it.
-    pub fn break_stale(&self, cgroups: &HashSet<u64>) -> io::Result<usize> {
-        self.netns.enter(|| stale::destroy(cgroups))?
+    pub fn break_stale(&self, is_meant: impl Fn(u64) -> bool) -> io::Result<usize> {
+        self.netns.enter(|| stale::destroy(is_meant))?
     }
 
     /// Whom the sockets inside are connected to that are connected to the listeners' port.
@@ -163,16 +165,6 @@ impl Namespace {
             }
         };
         Sources { v4: of(OUTSIDE_V4), v6: of(OUTSIDE_V6) }
-    }
-
-    /// Every family that there are sockets for can be reached.
-    pub fn is_complete(&self) -> bool {
-        self.listener.families & self.families == self.families
-    }
-
-    /// Ready when its links or addresses have changed.
-    pub fn poll_changed(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.changes.poll(context)
     }
 
     /// Looks what must change of the routes by device. The kernel programs must know of what is

@@ -4,10 +4,10 @@
 //! not here: which routes there should be.
 
 use std::{
+    future::pending,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd as _, OwnedFd},
-    task::{Context, Poll},
 };
 
 use dns_proxy_common::{
@@ -386,27 +386,26 @@ impl std::fmt::Debug for Changes {
 }
 
 impl Changes {
-    /// Ready once something has changed; takes all that has.
-    pub fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
-        let Poll::Ready(Ok(mut ready)) = self.0.poll_read_ready(context) else {
-            return Poll::Pending; // with an error, the runtime is going
-        };
-        let mut changed = false;
-        let mut message = [0; 64]; // what it says is not read, so it may be cut off
+    /// Waits until something has changed, and takes all that has.
+    pub async fn wait(&self) {
         loop {
-            match socket::recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty()) {
-                // Out of buffer: who knows what was missed.
-                Ok(_) | Err(Errno::ENOBUFS) => changed = true,
-                Err(Errno::EINTR) => {}
-                Err(_would_block) => break,
+            let Ok(mut ready) = self.0.readable().await else {
+                return pending().await; // the runtime is going
+            };
+            let mut changed = false;
+            let mut message = [0; 64]; // what it says is not read, so it may be cut off
+            loop {
+                match socket::recv(self.0.as_raw_fd(), &mut message, MsgFlags::empty()) {
+                    // Out of buffer: who knows what was missed.
+                    Ok(_) | Err(Errno::ENOBUFS) => changed = true,
+                    Err(Errno::EINTR) => {}
+                    Err(_would_block) => break,
+                }
+            }
+            ready.clear_ready();
+            if changed {
+                return;
             }
         }
-        ready.clear_ready();
-        drop(ready);
-        if changed {
-            return Poll::Ready(());
-        }
-        // Leaves word with the runtime for the next time.
-        self.0.poll_read_ready(context).map(|_| ())
     }
 }

@@ -4,7 +4,7 @@
 //! Sockets that are not connected are left alone: their next datagram is redirected anyway. Where
 //! the kernel cannot destroy sockets, the leak guard still refuses what they send.
 
-use std::{collections::HashSet, io};
+use std::io;
 
 use dns_proxy_common::DNS_PORT;
 
@@ -15,10 +15,10 @@ use super::sock_diag::{self, ESTABLISHED, SYN_SENT};
 ///
 /// # Errors
 /// The kernel does not know sock_diag, or may not be asked (CAP_NET_ADMIN).
-pub fn destroy(cgroups: &HashSet<u64>) -> io::Result<usize> {
+pub fn destroy(is_meant: impl Fn(u64) -> bool) -> io::Result<usize> {
     let mut destroyed = 0;
     for socket in sock_diag::connected_to(DNS_PORT, ESTABLISHED | SYN_SENT)? {
-        let selected = socket.cgroup.is_some_and(|cgroup| cgroups.contains(&cgroup));
+        let selected = socket.cgroup.is_some_and(&is_meant);
         if selected && !socket.peer().is_loopback() {
             destroyed += usize::from(socket.destroy()?);
         }

@@ -10,4 +10,5 @@ mod hang;
 mod isolation;
 mod namespaces;
 mod rivals;
+mod scale;
 mod tokens;

@@ -120,23 +120,42 @@ impl Bpf {
         self.guard == Some(GuardMode::On)
     }
 
-    /// Makes the scope map say exactly this.
+    /// Changes what the scope map says of cgroups, and takes from `changes` what is done.
     ///
     /// # Errors
     /// More cgroups than the map holds.
-    pub fn set_scope(&mut self, wanted: &StdHashMap<CgroupId, Policy>) -> Result<(), BpfError> {
+    pub fn change_scope(
+        &mut self,
+        changes: &mut StdHashMap<CgroupId, Option<Policy>>,
+    ) -> Result<(), BpfError> {
         let failed = |source| BpfError::Map { name: "SCOPE", source };
-        let present: StdHashMap<u64, u32> =
-            self.scope.iter().collect::<Result<_, _>>().map_err(failed)?;
-        for (cgroup, policy) in wanted {
-            if present.get(&cgroup.0) != Some(&(*policy as u32)) {
-                self.scope.insert(cgroup.0, *policy as u32, 0).map_err(failed)?;
-            }
+        let mut result = Ok(());
+        // What goes last: nobody is to be passed for a moment who is refused before and after.
+        for goes in [false, true] {
+            changes.retain(|cgroup, policy| {
+                let changed = match policy {
+                    None if goes => absent_is_fine(self.scope.remove(&cgroup.0)),
+                    Some(policy) if !goes => self.scope.insert(cgroup.0, *policy as u32, 0),
+                    _ => return true,
+                };
+                let is_left = changed.is_err();
+                if result.is_ok() {
+                    result = changed.map_err(failed);
+                }
+                is_left
+            });
         }
-        for gone in present.keys().filter(|id| !wanted.contains_key(&CgroupId(**id))) {
-            absent_is_fine(self.scope.remove(gone)).map_err(failed)?;
-        }
-        Ok(())
+        result
+    }
+
+    /// Nobody is in the scope any more.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn empty_scope(&mut self) -> Result<(), BpfError> {
+        let failed = |source| BpfError::Map { name: "SCOPE", source };
+        let present = self.scope.keys().collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        present.iter().try_for_each(|id| absent_is_fine(self.scope.remove(id))).map_err(failed)
     }
 
     /// Lets the programs send a namespace's queries to its listener. Call it last.

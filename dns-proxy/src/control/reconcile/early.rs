@@ -67,7 +67,7 @@ impl Control {
     /// Answers those whose namespace is in service by now.
     pub(super) fn answer_early(&mut self) {
         for early in std::mem::take(&mut self.early) {
-            let served = self.namespaces.values().find(|s| s.namespace.cookie() == early.netns);
+            let served = self.cookies.get(&early.netns).and_then(|id| self.namespaces.get(id));
             match served {
                 Some(served) if served.namespace.port() == self.port => {
                     self.workers[served.worker].answer(served.listener, early.datagram);

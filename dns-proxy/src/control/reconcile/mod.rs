@@ -5,7 +5,7 @@ mod serving;
 mod sweeping;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     path::{Path, PathBuf},
     process,
@@ -15,40 +15,41 @@ use std::{
 
 use dns_proxy_common::{Counter, Event, Listener, Policy};
 use early::Early;
-use serving::{Served, changed};
+use serving::{Holder, Served};
 use thiserror::Error;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
 use tracing::{debug, info, warn};
 
 use super::{
+    agenda::Agenda,
     bpf::{Attachment, Bpf, BpfError, Events},
-    cgroup::{self, CgroupId, CgroupTree, Scope, Survey},
-    named,
+    census::{Census, News},
+    cgroup::{self, CgroupId, CgroupTree, Scope},
+    named::{self, Names},
     netns::{Netns, NetnsId},
     sockets,
     tokens::Ledger,
     view::{self, Snapshot, View},
-    watch::Watcher,
+    watch::Change,
 };
 use crate::{datapath::worker::Worker, pulse};
 
-/// How often everything is looked at, changed or not: what inotify does not tell, such as a
-/// process that moves to another namespace, is seen this late.
+/// How often somebody is looked at though nothing is known to have changed: what inotify does not
+/// tell, such as a process that moves to another namespace.
 const RESYNC: Duration = Duration::from_secs(1);
+/// How long that may take each time: as much as there is on most hosts, and the rest in turn.
+const LOOK: Duration = Duration::from_millis(5);
 /// How often unused tokens are looked for, unless they are scarce.
 const SWEEP: Duration = Duration::from_secs(30);
-/// After a change, everything is looked at again this much later: a process joins its cgroup before
-/// it enters its namespace, and a file is made before a namespace is bound to it.
-const AFTERTHOUGHTS: [Duration; 4] = [
-    Duration::from_millis(2),
-    Duration::from_millis(10),
-    Duration::from_millis(30),
-    Duration::from_millis(100),
-];
+/// What takes long is done again no sooner than after that many times as long.
+const PAUSE: u32 = 50;
 /// In how many namespaces stale connections are looked for between two other things.
 const STALE_AT_ONCE: usize = 2;
-/// Rounds of looking at the tree until nothing new is found in it.
-const SURVEY_ROUNDS: usize = 8;
+/// How many namespaces may have changed before somebody sees to it; more wait to say so.
+const CHANGED: usize = 256;
 
 /// Why interception cannot go on.
 #[derive(Debug, Error)]
@@ -69,21 +70,38 @@ pub enum ControlError {
     },
 }
 
+/// What has changed, and is to be looked at again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Look {
+    Cgroup(CgroupId),
+    Name(PathBuf),
+}
+
 /// The control loop's state.
 pub struct Control {
-    tree: CgroupTree,
-    scope: Scope,
+    census: Census,
+    names: Names,
+    agenda: Agenda<Look>,
     bpf: Bpf,
     events: Events,
-    watcher: Watcher,
     workers: Arc<[Worker]>,
     namespaces: HashMap<NetnsId, Served>,
+    /// Those, by their cookies.
+    cookies: HashMap<u64, NetnsId>,
+    /// Those that were looked at longest ago first.
+    round: VecDeque<NetnsId>,
     unservable: HashMap<NetnsId, Instant>,
+    /// When all processes may be searched again for the namespace of an event.
+    search_at: Instant,
+    changed: (mpsc::Sender<NetnsId>, mpsc::Receiver<NetnsId>),
+    /// What the programs do not know yet.
+    policies: HashMap<CgroupId, Option<Policy>>,
     attached: Option<(PathBuf, Attachment)>,
-    members: HashSet<u64>,
     ledger: Ledger,
-    /// Somebody is short of tokens: look for unused ones at every resync.
+    /// Somebody is short of tokens: look for unused ones soon.
     scarce: bool,
+    /// When tokens may be swept again, scarce or not.
+    sweep_at: [Instant; 2],
     next_listener: u64,
     /// Where listeners are, unless something else is there.
     port: u16,
@@ -92,6 +110,8 @@ pub struct Control {
     unrouted: HashSet<NetnsId>,
     route_at: Instant,
     view: Arc<View>,
+    /// Nothing has changed since it last showed how things are.
+    is_shown: bool,
 }
 
 impl Control {
@@ -108,29 +128,37 @@ impl Control {
         workers: Arc<[Worker]>,
         rest: Duration,
     ) -> Result<Self, ControlError> {
-        let watcher = Watcher::new().map_err(io_error("inotify"))?;
+        let now = Instant::now();
         let view = Arc::new(View::new(tree.clone(), bpf.counters()));
         let mut control = Self {
-            tree,
-            scope,
+            census: Census::new(tree, scope).map_err(io_error("inotify"))?,
+            names: Names::default(),
+            agenda: Agenda::new(),
             bpf,
             events,
-            watcher,
             workers,
             namespaces: HashMap::new(),
+            cookies: HashMap::new(),
+            round: VecDeque::new(),
             unservable: HashMap::new(),
+            search_at: now,
+            changed: mpsc::channel(CHANGED),
+            policies: HashMap::new(),
             attached: None,
-            members: HashSet::new(),
             ledger: Ledger::new(rest),
             scarce: false,
+            sweep_at: [now, now + SWEEP],
             next_listener: 0,
             port: sockets::FIRST_PORT,
             early: Vec::new(),
             unrouted: HashSet::new(),
-            route_at: Instant::now(),
+            route_at: now,
             view,
+            is_shown: false,
         };
-        control.sync()?;
+        if control.look_around() {
+            control.settle()?;
+        }
         control.route_devices();
         if control.attached.is_none() {
             return Err(ControlError::NotAttached);
@@ -147,63 +175,40 @@ impl Control {
     pub async fn run(&mut self) -> Result<(), ControlError> {
         let mut resync = interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut swept = Instant::now();
-        let mut changed_at = Instant::now();
-        let mut afterthoughts = AFTERTHOUGHTS.iter();
         loop {
             self.beat();
-            let afterthought = afterthoughts.as_slice().first();
+            let due = self.agenda.next();
             tokio::select! {
-                changed = self.watcher.changed() => {
-                    changed.map_err(io_error("inotify"))?;
-                    changed_at = Instant::now();
-                    afterthoughts = AFTERTHOUGHTS.iter();
+                changes = self.census.changed() => {
+                    self.hear(changes.map_err(io_error("inotify"))?);
                 }
-                () = sleep_until(changed_at + *afterthought.unwrap_or(&RESYNC)),
-                    if afterthought.is_some() =>
-                {
-                    afterthoughts.next();
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    for look in self.agenda.take_due(Instant::now()) {
+                        self.look(&look);
+                    }
                 }
                 _ = resync.tick() => {
                     self.break_stale(STALE_AT_ONCE);
-                    self.refresh(|_| true);
-                    let due = swept.elapsed() >= SWEEP;
-                    if (due || self.scarce)
-                        && let Err(error) = self.sweep()
-                    {
-                        warn!(%error, "cannot take tokens back; trying again");
-                    }
-                    if due {
-                        swept = Instant::now();
-                        // Somebody may have removed a route, which the monitors do not tell.
-                        let all: Vec<_> = self.namespaces.keys().copied().collect();
-                        all.into_iter().for_each(|id| self.follow(id));
-                    }
+                    self.look_around();
+                    self.look_at_namespaces();
+                    self.release_gone();
+                    self.sweep_if_due();
+                    self.is_shown = false;
                 }
                 events = self.events.unseen.next() => {
                     let events = events.map_err(io_error("eBPF ring buffer"))?;
-                    let look = self.meet(&events);
-                    self.answer_early();
-                    if !look {
-                        continue;
-                    }
+                    self.meet(&events);
                 }
                 queries = self.events.early.next() => {
                     self.take_early(queries.map_err(io_error("eBPF ring buffer"))?);
-                    self.answer_early();
-                    continue;
                 }
-                changed = changed(&self.namespaces) => {
-                    changed.into_iter().for_each(|id| self.follow(id));
-                    continue;
-                }
+                Some(id) = self.changed.1.recv() => self.follow(id),
                 () = sleep_until(self.route_at), if !self.unrouted.is_empty() => {
                     self.route_devices();
-                    continue;
                 }
             }
             // Whoever is served stays so. To end here would help nobody.
-            if let Err(error) = self.sync() {
+            if let Err(error) = self.settle() {
                 warn!(%error, "not all is as the scope asks; trying again");
             }
             self.answer_early();
@@ -216,7 +221,7 @@ impl Control {
     /// # Errors
     /// The kernel refused to empty the scope.
     pub async fn stop(&mut self, limit: Duration) -> Result<(), ControlError> {
-        self.bpf.set_scope(&HashMap::new())?;
+        self.bpf.empty_scope()?;
         Worker::drain(&self.workers, limit).await;
         if let Some((_, attachment)) = self.attached.take() {
             attachment.detach();
@@ -247,48 +252,97 @@ impl Control {
         }
     }
 
-    fn sync(&mut self) -> Result<(), ControlError> {
-        let survey = match self.survey() {
-            Ok(survey) => survey,
-            Err(error) => {
-                // Half a view must not empty the scope: all stays as it is.
-                warn!(%error, "cannot look at the cgroup tree; trying again");
-                return Ok(());
+    /// Something changed: it is looked at now, and a few times again.
+    fn hear(&mut self, changes: Vec<Change>) {
+        let now = Instant::now();
+        for change in changes {
+            match change {
+                // Who is in it is looked at again because it is new.
+                Change::Child(parent, name) => {
+                    let looked = self.census.look_at_child(parent, &name);
+                    warn_of(looked);
+                }
+                Change::Population(id) => {
+                    self.look(&Look::Cgroup(id));
+                    self.agenda.note(&Look::Cgroup(id), now);
+                }
+                Change::Name(path) => {
+                    self.watch_names();
+                    self.look(&Look::Name(path.clone()));
+                    self.agenda.note(&Look::Name(path), now);
+                }
+                Change::Overflow => {
+                    warn_of(self.census.look_at_all());
+                    self.names.look_around();
+                }
             }
-        };
-        let inhabited = inhabited(&survey);
-        let named: HashMap<_, _> = named::list().into_iter().collect();
+        }
+    }
+
+    fn look(&mut self, look: &Look) {
+        match look {
+            Look::Cgroup(id) => warn_of(self.census.look_at(*id)),
+            Look::Name(path) => {
+                self.names.look_at(path);
+                self.serve_named();
+            }
+        }
+    }
+
+    /// Looks at some of what inotify may not have told; `false` if that could not be.
+    fn look_around(&mut self) -> bool {
+        let looked = self.census.look_around(LOOK);
+        let could = looked.is_ok();
+        warn_of(looked);
+        self.watch_names();
+        self.names.look_around();
+        self.serve_named();
+        self.serve_inhabited();
+        could
+    }
+
+    fn watch_names(&mut self) {
+        let dirs = named::DIRS.iter().flat_map(|dir| Path::new(dir).ancestors().take(2));
+        if self.census.watch_names(dirs) {
+            self.names.look_around();
+        }
+    }
+
+    /// Makes it so for what is known to have changed.
+    fn settle(&mut self) -> Result<(), ControlError> {
+        let News { policies, namespaces, nodes, members } = self.census.take_news();
+        let now = Instant::now();
+        nodes.into_iter().for_each(|id| self.agenda.note(&Look::Cgroup(id), now));
+        self.policies.extend(policies);
         // First, so that what is selected is refused rather than passed until it can be served.
-        let scoped = self.bpf.set_scope(&policies(&survey, self.select()));
-        self.serve_new(&inhabited, &named);
-        // A namespace is often made long before its `lo` comes up.
-        self.refresh(|namespace| !namespace.is_complete());
-        let members: HashSet<_> = survey.members.iter().map(|id| id.0).collect();
-        if !members.is_subset(&self.members) {
+        let scoped = self.bpf.change_scope(&mut self.policies);
+        namespaces.into_iter().for_each(|id| self.serve_inhabitant(id));
+        if members {
             // A service of the host may have moved here with its connections; a container's
             // namespace is as new as the container.
-            if let Some(host) =
-                Netns::id_of(process::id()).ok().and_then(|id| self.namespaces.get_mut(&id))
-            {
+            let host = Netns::id_of(process::id()).ok();
+            if let Some(host) = host.and_then(|id| self.namespaces.get_mut(&id)) {
                 host.is_clean = false;
             }
         }
-        self.members = members;
         let attached = self.attach();
-        self.release_gone(&inhabited, &named);
-        self.show(&inhabited);
+        if !self.is_shown {
+            self.show();
+        }
         scoped?;
         attached
     }
 
     /// Lets others see how things are now.
-    fn show(&self, inhabited: &HashMap<NetnsId, u32>) {
+    fn show(&mut self) {
+        let host = Netns::id_of(process::id()).ok();
         let served = self.namespaces.iter().map(|(id, served)| {
             let listener = served.namespace.listener();
+            let own = (Some(*id) == host).then(process::id);
             view::Served {
                 id: *id,
                 cookie: served.namespace.cookie(),
-                pid: inhabited.get(id).copied(),
+                pid: self.census.process_in(*id).or(own),
                 port: served.namespace.port(),
                 v4: listener.families & Listener::V4 != 0,
                 v6: listener.families & Listener::V6 != 0,
@@ -296,60 +350,50 @@ impl Control {
             }
         });
         self.view.show(Snapshot {
-            scope: self.scope.clone(),
+            scope: self.census.scope().clone(),
             attached: self.attached.as_ref().map(|(dir, _)| dir.clone()),
             namespaces: served.collect(),
             unservable: self.unservable.keys().copied().collect(),
         });
+        self.is_shown = true;
     }
 
-    /// What a selected cgroup is to the programs. By what may be excluded, not by what is now: a
-    /// cgroup made a moment ago counts as well.
-    fn select(&self) -> Policy {
-        if self.scope.exclude.is_empty() { Policy::SelectAll } else { Policy::Select }
-    }
-
-    /// Looks at the tree, again if a directory was not watched while it was looked at.
-    fn survey(&mut self) -> io::Result<Survey> {
-        let mut survey = self.tree.survey(&self.scope)?;
-        for _ in 0..SURVEY_ROUNDS {
-            let mut new = false;
-            let named = named::DIRS.iter().flat_map(|dir| Path::new(dir).ancestors().take(2));
-            for dir in survey.watch.iter().map(PathBuf::as_path).chain(named) {
-                new |= self.watcher.add(dir);
-            }
-            if !new {
-                break;
-            }
-            survey = self.tree.survey(&self.scope)?;
-        }
-        Ok(survey)
-    }
-
-    /// Queries that were refused because nobody had seen their cgroup or namespace. `true` if the
-    /// tree must be looked at.
-    fn meet(&mut self, events: &[Event]) -> bool {
+    /// Queries that were refused or captured because nobody had seen their namespace.
+    fn meet(&mut self, events: &[Event]) {
         self.scarce |= events.iter().any(|event| event.unseen == Event::TOKENS);
         // Whoever is refused tries again, and again.
         let unseen: HashMap<_, _> =
             events.iter().map(|event| ((event.unseen, event.netns), event)).collect();
-        for ((_, cookie), event) in unseen.iter().filter(|((kind, _), _)| *kind == Event::NETNS) {
-            debug!(pid = event.pid, cgroup = event.cgroup, "query from an unknown namespace");
-            let known = |control: &Self| {
-                control.namespaces.values().any(|served| served.namespace.cookie() == *cookie)
-            };
-            for (id, thread) in Netns::of_threads(event.pid) {
-                self.serve_found(id, thread, None);
-            }
-            // A socket may outlive its maker's stay in a namespace: dockerd makes some in each
-            // container's. Somebody else is there, then.
-            if !known(self) {
-                for (id, process) in Netns::of_all() {
-                    self.serve_found(id, process, Some(*cookie));
+        for ((kind, cookie), event) in unseen {
+            match kind {
+                Event::NETNS => self.meet_namespace(cookie, event),
+                Event::FAMILY => {
+                    if let Some(&id) = self.cookies.get(&cookie) {
+                        self.refresh(id);
+                    }
                 }
+                _ => {} // tokens, see above
             }
         }
-        unseen.keys().any(|(kind, _)| matches!(*kind, Event::CGROUP | Event::FAMILY))
+    }
+
+    fn meet_namespace(&mut self, cookie: u64, event: &Event) {
+        debug!(pid = event.pid, cgroup = event.cgroup, "query from an unknown namespace");
+        let cgroup = CgroupId(event.cgroup);
+        for (id, pid) in Netns::of_threads(event.pid) {
+            self.serve_found(id, Holder { cgroup, pid }, None);
+        }
+        // A socket may outlive its maker's stay in a namespace: dockerd makes some in each
+        // container's. Somebody else is there, then, or nobody that we could find.
+        let begun = Instant::now();
+        if !self.cookies.contains_key(&cookie) && begun >= self.search_at {
+            for (id, pid) in Netns::of_all() {
+                self.serve_found(id, Holder { cgroup, pid }, Some(cookie));
+            }
+            if !self.cookies.contains_key(&cookie) {
+                self.search_at = Instant::now() + begun.elapsed() * PAUSE;
+            }
+        }
     }
 
     /// Attaches once; again only if the cgroup was removed, and with it the programs.
@@ -359,11 +403,12 @@ impl Control {
         {
             return Ok(());
         }
-        let dir = self.tree.common_ancestor(&self.scope);
+        let dir = self.census.common_ancestor();
         self.beat();
         match self.bpf.attach(&dir) {
             Ok(attachment) => {
                 info!(cgroup = %dir.display(), "programs attached");
+                self.is_shown = false;
                 if let Some((_, gone)) = self.attached.replace((dir, attachment)) {
                     gone.detach();
                 }
@@ -374,29 +419,11 @@ impl Control {
     }
 }
 
-/// The namespaces that processes of the scope are in, each with one of them; and our own, the host's,
-/// from which processes may move into the scope at any moment.
-fn inhabited(survey: &Survey) -> HashMap<NetnsId, u32> {
-    let pids = survey.pids.iter().copied().chain([process::id()]);
-    let mut inhabited = HashMap::new();
-    for pid in pids {
-        if let Ok(id) = Netns::id_of(pid) {
-            // The first is mostly the oldest, and stays the longest.
-            inhabited.entry(id).or_insert(pid);
-        }
+/// What could not be looked at stays as it is known: half a view must not empty the scope.
+fn warn_of(looked: io::Result<()>) {
+    if let Err(error) = looked {
+        warn!(%error, "cannot look at the cgroup tree; trying again");
     }
-    inhabited
-}
-
-fn policies(survey: &Survey, select: Policy) -> HashMap<CgroupId, Policy> {
-    // Later entries win, as exclusion does.
-    let all = [
-        (&survey.ignored, Policy::Ignore),
-        (&survey.open, Policy::Open),
-        (&survey.selected, select),
-        (&survey.excluded, Policy::Exclude),
-    ];
-    all.iter().flat_map(|(ids, policy)| ids.iter().map(|id| (*id, *policy))).collect()
 }
 
 fn io_error(what: &'static str) -> impl Fn(io::Error) -> ControlError {

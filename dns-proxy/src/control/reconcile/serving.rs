@@ -1,21 +1,20 @@
 //! The namespaces in service: put up, looked after, let go.
 
-use std::{
-    cell::LazyCell, collections::HashMap, future::poll_fn, path::PathBuf, task::Poll,
-    time::Duration,
-};
+use std::{cell::LazyCell, process, time::Duration};
 
 use dns_proxy_common::Listener;
-use tokio::time::Instant;
+use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tracing::{debug, info, warn};
 
 use super::{
     super::{
         bpf::Bpf,
+        cgroup::CgroupId,
         namespace::Namespace,
+        netlink::Changes,
         netns::{Netns, NetnsId},
     },
-    Control, ControlError, io_error,
+    Control, ControlError, LOOK, io_error,
 };
 use crate::{
     datapath::{gate::Gate, response::Room, worker::ListenerId},
@@ -29,6 +28,11 @@ const RELEASE_AFTER: Duration = Duration::from_millis(200);
 /// waits for the lock under which the host's interfaces change, which must not keep a new namespace
 /// waiting.
 const ROUTE_AFTER: Duration = Duration::from_millis(50);
+/// How old routes by device may be before somebody looks whether they are still there, which the
+/// monitors do not tell; and how many are looked at each time.
+const ROUTES_AGE: Duration = Duration::from_secs(30);
+/// As above.
+const ROUTES_AT_ONCE: usize = 16;
 /// How long a namespace that could not be served is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -37,55 +41,106 @@ pub(super) struct Served {
     pub(super) namespace: Namespace,
     pub(super) listener: ListenerId,
     pub(super) worker: usize,
-    /// A process that is in it with a thread, or that is not of the scope but whose namespace is
-    /// used from there.
-    held_by: Option<u32>,
+    holder: Option<Holder>,
     /// Whether connections from before the redirection were looked for.
     pub(super) is_clean: bool,
     empty_since: Option<Instant>,
+    /// When the routes by device were last looked at.
+    routed_at: Instant,
+    _monitor: Monitor,
 }
 
+/// Why a namespace is served in which no process of the scope was seen.
+#[derive(Clone, Copy)]
+pub(super) struct Holder {
+    /// The cgroup that asked from there.
+    pub(super) cgroup: CgroupId,
+    /// A process that is in it with a thread, or that is not of the scope but whose namespace is used
+    /// from there.
+    pub(super) pid: u32,
+}
+
+/// Tells of each change of a namespace's links or addresses, as long as it lives.
+struct Monitor(JoinHandle<()>);
+
 impl Control {
-    /// Puts in service what is inhabited, or has a name, and is not served yet.
-    pub(super) fn serve_new(
-        &mut self,
-        inhabited: &HashMap<NetnsId, u32>,
-        named: &HashMap<NetnsId, PathBuf>,
-    ) {
-        // The process may be gone meanwhile, or elsewhere; then the next round sees that.
-        for (id, &pid) in inhabited {
-            if !self.namespaces.contains_key(id)
-                && let Ok(netns) = Netns::of(pid)
-                && netns.id() == *id
-            {
-                self.serve(netns, None);
-            }
+    /// Puts the namespaces in service that processes of the scope are in and that are not served yet;
+    /// and our own, the host's, from which processes may move into the scope at any moment.
+    pub(super) fn serve_inhabited(&mut self) {
+        let unserved = |id: &NetnsId| !self.namespaces.contains_key(id);
+        let unserved: Vec<_> = self.census.inhabited().filter(unserved).collect();
+        unserved.into_iter().for_each(|id| self.serve_inhabitant(id));
+        if let Ok(host) = Netns::id_of(process::id()) {
+            self.serve_process(host, process::id());
         }
-        for (id, path) in named {
-            if !self.namespaces.contains_key(id)
-                && let Ok(netns) = Netns::at(path)
-                && netns.id() == *id
-            {
+    }
+
+    /// Puts one of them in service.
+    pub(super) fn serve_inhabitant(&mut self, id: NetnsId) {
+        if let Some(pid) = self.census.process_in(id)
+            && !self.serve_process(id, pid)
+            // The process may be gone meanwhile, or elsewhere.
+            && let Some(other) = self.census.process_still_in(id)
+        {
+            self.serve_process(id, other);
+        }
+    }
+
+    /// Serves the namespace that a process is in; `false` if it is not in that one.
+    fn serve_process(&mut self, id: NetnsId, pid: u32) -> bool {
+        if self.namespaces.contains_key(&id) {
+            return true;
+        }
+        let netns = Netns::of(pid).ok().filter(|netns| netns.id() == id);
+        netns.map(|netns| self.serve(netns, None)).is_some()
+    }
+
+    /// Puts in service what has a name.
+    pub(super) fn serve_named(&mut self) {
+        let unserved = |id: &NetnsId| !self.namespaces.contains_key(id);
+        for id in self.names.ids().filter(unserved).collect::<Vec<_>>() {
+            let netns = self.names.get(id).and_then(|path| Netns::at(path).ok());
+            if let Some(netns) = netns.filter(|netns| netns.id() == id) {
                 self.serve(netns, None);
                 // Nobody was in it before us.
-                if let Some(served) = self.namespaces.get_mut(id) {
+                if let Some(served) = self.namespaces.get_mut(&id) {
                     served.is_clean = true;
                 }
             }
         }
     }
 
-    /// Looks again what is reachable inside these namespaces.
-    pub(super) fn refresh(&mut self, which: impl Fn(&Namespace) -> bool) {
-        for served in self.namespaces.values_mut().filter(|served| which(&served.namespace)) {
+    /// Looks again what is reachable inside a namespace.
+    pub(super) fn refresh(&mut self, id: NetnsId) {
+        if let Some(served) = self.namespaces.get_mut(&id) {
             refresh(&mut self.bpf, &mut served.namespace);
+        }
+    }
+
+    /// Looks at some namespaces, as many as there is time for, though nothing told of a change there.
+    pub(super) fn look_at_namespaces(&mut self) {
+        let begun = Instant::now();
+        let mut old = 0;
+        for _ in 0..self.round.len() {
+            let Some(id) = self.round.pop_front().filter(|_| begun.elapsed() < LOOK) else {
+                break;
+            };
+            let Some(served) = self.namespaces.get_mut(&id) else {
+                continue;
+            };
+            self.round.push_back(id);
+            refresh(&mut self.bpf, &mut served.namespace);
+            if old < ROUTES_AT_ONCE && served.routed_at.elapsed() >= ROUTES_AGE {
+                old += 1;
+                self.route_soon(id);
+            }
         }
     }
 
     /// Links or addresses of a namespace have changed.
     pub(super) fn follow(&mut self, id: NetnsId) {
-        if let Some(served) = self.namespaces.get_mut(&id) {
-            refresh(&mut self.bpf, &mut served.namespace);
+        if self.namespaces.contains_key(&id) {
+            self.refresh(id);
             self.route_soon(id);
         }
     }
@@ -102,30 +157,34 @@ impl Control {
         for id in self.unrouted.drain() {
             if let Some(served) = self.namespaces.get_mut(&id) {
                 route_devices(&mut self.bpf, &mut served.namespace);
+                served.routed_at = Instant::now();
             }
         }
     }
 
-    /// Serves the namespace that `pid` is in, if it is new and, where one is given, has the cookie.
-    pub(super) fn serve_found(&mut self, id: NetnsId, pid: u32, cookie: Option<u64>) {
+    /// Serves the namespace that the holder is in, if it is new and, where one is given, has the cookie.
+    pub(super) fn serve_found(&mut self, id: NetnsId, holder: Holder, cookie: Option<u64>) {
         // The process may be gone meanwhile.
         if !self.namespaces.contains_key(&id)
-            && let Ok(netns) = Netns::of(pid)
+            && let Ok(netns) = Netns::of(holder.pid)
             && cookie.is_none_or(|cookie| netns.cookie().is_ok_and(|own| own == cookie))
         {
-            self.serve(netns, Some(pid));
+            self.serve(netns, Some(holder));
         }
     }
 
     /// Puts a namespace in service. One that cannot be served stays refused; the rest go on.
-    pub(super) fn serve(&mut self, netns: Netns, held_by: Option<u32>) {
+    pub(super) fn serve(&mut self, netns: Netns, holder: Option<Holder>) {
         let id = netns.id();
         if self.unservable.get(&id).is_some_and(|at| at.elapsed() < RETRY_AFTER) {
             return;
         }
-        match self.put_in_service(netns, held_by) {
+        self.is_shown = false;
+        match self.put_in_service(netns, holder) {
             Ok(served) => {
+                self.cookies.insert(served.namespace.cookie(), id);
                 self.namespaces.insert(id, served);
+                self.round.push_back(id);
                 self.route_soon(id);
             }
             Err(error) => {
@@ -139,9 +198,9 @@ impl Control {
     fn put_in_service(
         &mut self,
         netns: Netns,
-        held_by: Option<u32>,
+        holder: Option<Holder>,
     ) -> Result<Served, ControlError> {
-        let (namespace, sockets, addresses) =
+        let (namespace, sockets, addresses, changes) =
             Namespace::open(netns, self.port, &self.bpf).map_err(io_error("listeners"))?;
         // With `/` as the scope our own answers are looked at too.
         let exempt = self.bpf.exempt();
@@ -165,7 +224,17 @@ impl Control {
             ipv6 = namespace.listener().families & Listener::V6 != 0,
             "namespace ready"
         );
-        Ok(Served { namespace, listener, worker, held_by, is_clean: false, empty_since: None })
+        let _monitor = Monitor::start(changes, namespace.id(), self.changed.0.clone());
+        Ok(Served {
+            namespace,
+            listener,
+            worker,
+            holder,
+            is_clean: false,
+            empty_since: None,
+            routed_at: Instant::now(),
+            _monitor,
+        })
     }
 
     /// A namespace is served by one worker: its sockets need no copies, and workers share nothing.
@@ -176,19 +245,25 @@ impl Control {
     }
 
     /// An open listener would keep a dead container's namespace and its devices alive.
-    pub(super) fn release_gone(
-        &mut self,
-        inhabited: &HashMap<NetnsId, u32>,
-        named: &HashMap<NetnsId, PathBuf>,
-    ) {
+    pub(super) fn release_gone(&mut self) {
         let mut gone = Vec::new();
+        let host = Netns::id_of(process::id()).ok();
         let everybody = LazyCell::new(Netns::of_all);
         for (id, served) in &mut self.namespaces {
-            if served.held_by.is_some() && !served.is_held() {
-                // It may have been a visitor whose sockets stay; whoever lives there holds it.
-                served.held_by = everybody.get(id).copied();
+            let is_wanted = self.census.process_in(*id).is_some() || self.names.get(*id).is_some();
+            if is_wanted || Some(*id) == host {
+                served.empty_since = None;
+                continue;
             }
-            if inhabited.contains_key(id) || named.contains_key(id) || served.is_held() {
+            // A new cgroup may have asked that then proved not to be of the scope.
+            served.holder = served.holder.filter(|holder| self.census.is_member(holder.cgroup));
+            if let Some(holder) = &mut served.holder
+                && !holder.is_in(*id)
+            {
+                // It may have been a visitor whose sockets stay; whoever lives there holds it.
+                holder.pid = everybody.get(id).copied().unwrap_or(holder.pid);
+            }
+            if served.holder.is_some_and(|holder| holder.is_in(*id)) {
                 served.empty_since = None;
             } else if served.empty_since.get_or_insert_with(Instant::now).elapsed() >= RELEASE_AFTER
             {
@@ -216,6 +291,8 @@ impl Control {
         }
         self.workers[served.worker].release(served.listener);
         self.namespaces.remove(&id);
+        self.cookies.remove(&cookie);
+        self.is_shown = false;
         info!(netns = id.0, "namespace released");
     }
 
@@ -228,7 +305,8 @@ impl Control {
         let unclean = self.namespaces.values_mut().filter(|served| !served.is_clean);
         for served in unclean.take(at_once) {
             served.is_clean = true;
-            match served.namespace.break_stale(&self.members) {
+            let is_member = |cgroup| self.census.is_member(CgroupId(cgroup));
+            match served.namespace.break_stale(is_member) {
                 Ok(0) => {}
                 Ok(broken) => {
                     info!(netns = served.namespace.id().0, broken, "stale connections broken");
@@ -246,24 +324,29 @@ impl Control {
     }
 }
 
-impl Served {
-    fn is_held(&self) -> bool {
-        let id = self.namespace.id();
-        self.held_by.is_some_and(|pid| Netns::id_of(pid).is_ok_and(|now| now == id))
+impl Holder {
+    fn is_in(self, id: NetnsId) -> bool {
+        Netns::id_of(self.pid).is_ok_and(|now| now == id)
     }
 }
 
-/// Waits until links or addresses change in some of the namespaces.
-pub(super) async fn changed(namespaces: &HashMap<NetnsId, Served>) -> Vec<NetnsId> {
-    poll_fn(|context| {
-        let changed: Vec<_> = namespaces
-            .iter()
-            .filter(|(_, served)| served.namespace.poll_changed(context).is_ready())
-            .map(|(id, _)| *id)
-            .collect();
-        if changed.is_empty() { Poll::Pending } else { Poll::Ready(changed) }
-    })
-    .await
+impl Monitor {
+    fn start(changes: Changes, id: NetnsId, to: mpsc::Sender<NetnsId>) -> Self {
+        Self(tokio::spawn(async move {
+            loop {
+                changes.wait().await;
+                if to.send(id).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 fn refresh(bpf: &mut Bpf, namespace: &mut Namespace) {

@@ -12,16 +12,31 @@ use tracing::{debug, warn};
 
 use super::{
     super::{
+        cgroup::CgroupId,
         namespace::Namespace,
         tokens::{Live, unconnected},
     },
-    Control, ControlError,
+    Control, ControlError, PAUSE, SWEEP,
 };
 use crate::pulse;
 
 impl Control {
+    /// Now and then, and sooner if somebody is short of tokens.
+    pub(super) fn sweep_if_due(&mut self) {
+        let begun = Instant::now();
+        let [soonest, latest] = self.sweep_at;
+        if begun < if self.scarce { soonest } else { latest } {
+            return;
+        }
+        if let Err(error) = self.sweep() {
+            warn!(%error, "cannot take tokens back; trying again");
+        }
+        let now = Instant::now();
+        self.sweep_at = [now + begun.elapsed() * PAUSE, now + SWEEP];
+    }
+
     /// One round; [`Control::scarce`] says whether the next should come soon.
-    pub(super) fn sweep(&mut self) -> Result<(), ControlError> {
+    fn sweep(&mut self) -> Result<(), ControlError> {
         // In this order: what is used after the first look is connected at the second, or rests.
         let mut live = self.live_tokens()?;
         let served: HashMap<_, _> = self
@@ -30,7 +45,7 @@ impl Control {
             .map(|served| (served.namespace.cookie(), &served.namespace))
             .collect();
         let gone = |origin: &Origin| {
-            !self.members.contains(&origin.cgroup) || !served.contains_key(&origin.netns)
+            !self.census.is_member(CgroupId(origin.cgroup)) || !served.contains_key(&origin.netns)
         };
         let now = Instant::now();
         let due = self.ledger.due(&live, gone, now);

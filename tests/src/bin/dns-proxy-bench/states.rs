@@ -186,7 +186,8 @@ impl Loaded {
     fn new(guard: Option<GuardMode>, app: &Container) -> Result<Self> {
         let (mut bpf, events) = Bpf::load(guard, None, false)?;
         bpf.beat(u64::MAX)?; // for good
-        bpf.set_scope(&HashMap::from([(CgroupId(app.cgroup().id()?), Policy::SelectAll)]))?;
+        let cgroup = CgroupId(app.cgroup().id()?);
+        bpf.change_scope(&mut HashMap::from([(cgroup, Some(Policy::SelectAll))]))?;
         let listener = Listener { port_be: LISTENER.to_be(), families: Listener::V4 };
         bpf.set_ready(app.netns().cookie()?, listener)?;
         Ok(Self { bpf, _events: events })
