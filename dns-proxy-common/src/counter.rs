@@ -37,7 +37,8 @@ pub enum Counter {
     Transport,
     /// Refused: no token is free, or the cgroup has as many as it may.
     NoToken,
-    /// Refused: the daemon has not seen this cgroup yet, which may be selected.
+    /// Counted besides: the daemon has not seen the cgroup yet, which may be selected, and so is
+    /// treated as if it were.
     Undecided,
     /// Refused: somebody dialled a token himself, who can only have meant another's.
     TokenDialled,
@@ -119,7 +120,7 @@ impl Counter {
             Self::DeviceBound => "refused_device_bound",
             Self::Transport => "refused_transport",
             Self::NoToken => "refused_no_token",
-            Self::Undecided => "refused_undecided",
+            Self::Undecided => "undecided",
             Self::TokenDialled => "refused_token_dialled",
             Self::DaemonDead => "refused_daemon_dead",
             Self::Unattended => "unattended",

@@ -6,13 +6,14 @@ use crate::Token;
 /// has not seen yet. No namespace has this cookie. Without the entry their queries are refused.
 pub const NEWBORN: u64 = 0;
 
-/// The longest early query that is kept, in octets: what DNS over UDP may have without EDNS
-/// (RFC 1035 section 4.2.1), and more than a resolver's question comes to with it.
-pub const MAX_EARLY_QUERY: usize = 512;
+/// The longest early query that is kept, in octets (a power of two): more than a datagram that is not
+/// broken up on an Ethernet. DNS over UDP may have 512 without EDNS (RFC 1035 section 4.2.1), and a
+/// resolver's question has fewer with it.
+pub const MAX_EARLY_QUERY: usize = 2_048;
 
 /// Bytes of the ring buffer that carries [`EarlyQuery`]s to the daemon (a power of two, whole
-/// pages): room for 480.
-pub const EARLY_BYTES: usize = 1 << 18;
+/// pages): room for 500.
+pub const EARLY_BYTES: usize = 1 << 20;
 
 /// A datagram that was taken off its way to a token, since nobody listens there yet.
 #[repr(C)]

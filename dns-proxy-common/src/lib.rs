@@ -117,8 +117,8 @@ pub enum Policy {
     Select = 1,
     /// Leave it alone, and everything below it; wins over any `Select` above or below.
     Exclude = 2,
-    /// A new child may be selected: one without an entry of its own is refused until the daemon has
-    /// seen it. The cgroup itself is as its parent.
+    /// A new child may be selected: one without an entry of its own is treated as if it were until the
+    /// daemon has seen it. The cgroup itself is as its parent.
     Open = 3,
     /// A child of an `Open` one that was seen and is not selected.
     Ignore = 4,
@@ -143,12 +143,10 @@ pub struct Event {
 impl Event {
     /// The namespace has no listener.
     pub const NETNS: u32 = 0;
-    /// The cgroup is the child of an open one ([`Policy::Open`]).
-    pub const CGROUP: u32 = 1;
     /// The listener of the namespace cannot be reached in this family, or could not so far.
-    pub const FAMILY: u32 = 2;
+    pub const FAMILY: u32 = 1;
     /// Not something unseen: the cgroup has nearly all the tokens it may have, or none is left.
-    pub const TOKENS: u32 = 3;
+    pub const TOKENS: u32 = 2;
 }
 
 /// What the leak guard does with port-53 packets of the scope that leave past the redirection.

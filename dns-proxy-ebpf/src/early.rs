@@ -213,7 +213,7 @@ pub(crate) fn setsockopt(ctx: &SockoptContext) -> i32 {
         }
         return PASS;
     }
-    if scope::of_task().is_err() || protocol(sockopt) != u32::from(UDP) {
+    if !scope::may_be_selected(scope::of_task()) || protocol(sockopt) != u32::from(UDP) {
         return PASS;
     }
     // SAFETY: the helper takes the hook's own context (5.15).

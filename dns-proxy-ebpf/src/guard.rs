@@ -61,7 +61,8 @@ pub(crate) fn judge(ctx: &SkBuffContext) -> i32 {
             taken,
         );
     }
-    if packet.port != Some(DNS_PORT) || !may_be_selected(skb) || is_exempt(skb) {
+    let is_meant = || scope::may_be_selected(scope::of_packet(skb));
+    if packet.port != Some(DNS_PORT) || !is_meant() || is_exempt(skb) {
         return PASS;
     }
     if pulse::check() == Err(Counter::Unattended) {
@@ -70,12 +71,6 @@ pub(crate) fn judge(ctx: &SkBuffContext) -> i32 {
     }
     maps::count(Counter::GuardQuery);
     if GUARD_MODE.load() == GuardMode::On as u8 { REFUSE } else { PASS }
-}
-
-/// Whether the packet's cgroup is selected, or has not been seen yet and may be.
-#[inline(always)]
-fn may_be_selected(skb: *mut __sk_buff) -> bool {
-    matches!(scope::of_packet(skb), Ok(()) | Err(Counter::Undecided))
 }
 
 /// What becomes of a packet that came before its listener.

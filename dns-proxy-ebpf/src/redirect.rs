@@ -62,15 +62,15 @@ fn conclude(ctx: &SockAddrContext, outcome: Counter) -> i32 {
 #[inline(always)]
 fn to_token<A: Sockaddr>(ctx: &SockAddrContext) -> Result<(), Counter> {
     let addr = A::addr(ctx);
-    let asked = is_asked(ctx, addr);
-    if matches!(asked, Ok(()) | Err(Counter::Undecided)) {
-        pulse::check()?;
-    }
-    asked.inspect_err(|reason| {
-        if *reason == Counter::Undecided {
-            maps::announce(sock_addr::netns(ctx), ctx.tgid(), Event::CGROUP);
+    match is_asked(ctx, addr) {
+        Ok(()) => pulse::check()?,
+        // An answer, encrypted, harms nobody whom the daemon then finds not to be selected.
+        Err(Counter::Undecided) => {
+            pulse::check()?;
+            maps::count(Counter::Undecided);
         }
-    })?;
+        Err(reason) => return Err(reason),
+    }
     if sock_addr::protocol(ctx) == IPPROTO_UDPLITE {
         return Err(Counter::Transport);
     }
@@ -123,12 +123,12 @@ fn is_asked(ctx: &SockAddrContext, addr: Addr) -> Result<(), Counter> {
     if addr.is_multicast() || !asks {
         return Err(Counter::NotDns);
     }
-    scope::of_task()?;
+    let judged = scope::of_task();
     // SAFETY: the socket belongs to this context; its storage is only looked at for presence.
-    if !unsafe { EXEMPT.get_ptr_mut(ctx) }.is_null() {
+    if scope::may_be_selected(judged) && !unsafe { EXEMPT.get_ptr_mut(ctx) }.is_null() {
         return Err(Counter::Exempt);
     }
-    Ok(())
+    judged
 }
 
 /// Whether a token is dialled by hand. Whoever it is for gets there by its nameserver's address.

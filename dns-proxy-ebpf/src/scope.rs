@@ -19,6 +19,12 @@ pub(crate) fn of_task() -> Result<(), Counter> {
     judge(|level| unsafe { bpf_get_current_ancestor_cgroup_id(level) })
 }
 
+/// Whether a cgroup of which that was said is selected, or may be: nobody has seen it yet.
+#[inline(always)]
+pub(crate) fn may_be_selected(judged: Result<(), Counter>) -> bool {
+    matches!(judged, Ok(()) | Err(Counter::Undecided))
+}
+
 /// Judges the cgroup in which a packet's socket was created.
 #[inline(always)]
 pub(crate) fn of_packet(skb: *mut aya_ebpf::bindings::__sk_buff) -> Result<(), Counter> {

@@ -8,7 +8,8 @@ import pycares
 TYPES = {"A": pycares.QUERY_TYPE_A, "TXT": pycares.QUERY_TYPE_TXT}
 BAD = pycares.ARES_SOCKET_BAD
 
-channel = pycares.Channel(timeout=5, tries=1)
+flags = pycares.ARES_FLAG_USEVC if "usevc" in sys.argv[3:] else 0
+channel = pycares.Channel(flags=flags, timeout=5, tries=1)
 channel.query(sys.argv[2], TYPES[sys.argv[1]], lambda found, error: print(found, error))
 while any(sockets := channel.getsock()):
     readable, writable, _ = select.select(*sockets, [], 5)

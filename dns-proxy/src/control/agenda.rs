@@ -27,12 +27,14 @@ pub struct Agenda<T> {
     next: u64,
 }
 
-impl<T: Clone + Eq + Hash> Agenda<T> {
+impl<T> Default for Agenda<T> {
     /// Nothing yet.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { due: BTreeMap::new(), next: 0 }
     }
+}
 
+impl<T: Clone + Eq + Hash> Agenda<T> {
     /// This has changed now.
     pub fn note(&mut self, what: &T, now: Instant) {
         for after in AFTERTHOUGHTS {
@@ -59,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_change_is_looked_at_four_times_and_then_forgotten() {
-        let mut agenda = Agenda::new();
+        let mut agenda = Agenda::default();
         let start = Instant::now();
         agenda.note(&'a', start);
         let mut looks = Vec::new();
@@ -72,7 +74,7 @@ mod tests {
 
     #[test]
     fn what_has_changed_several_times_is_looked_at_once() {
-        let mut agenda = Agenda::new();
+        let mut agenda = Agenda::default();
         let start = Instant::now();
         for what in ['a', 'b', 'a'] {
             agenda.note(&what, start);

@@ -112,6 +112,11 @@ impl Census {
         self.nodes.get(&id).is_some_and(|node| node.standing.is_member())
     }
 
+    /// Whether there are processes in a member.
+    pub fn is_peopled(&self, id: CgroupId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| !node.namespaces.is_empty())
+    }
+
     /// A process of the scope that is in a namespace, or was when it was last looked at.
     pub fn process_in(&self, id: NetnsId) -> Option<u32> {
         self.inhabited.get(&id).map(|inhabited| inhabited.pid)
@@ -132,7 +137,7 @@ impl Census {
 
     /// Watches directories in which namespaces have names; `true` if one is new.
     pub fn watch_names<'a>(&mut self, dirs: impl Iterator<Item = &'a Path>) -> bool {
-        dirs.fold(false, |new, dir| self.watcher.add_names(dir) || new)
+        dirs.filter(|dir| self.watcher.add_names(dir)).count() > 0
     }
 
     /// Waits until something changed.
@@ -199,7 +204,10 @@ impl Census {
             }
         }
         let unseen: Vec<_> = self.unseen.iter().copied().collect();
-        let mut result = unseen.into_iter().fold(Ok(()), |all, id| all.and(self.look_at(id)));
+        let mut result = Ok(());
+        for id in unseen {
+            result = result.and(self.look_at(id));
+        }
         for _ in 0..self.round.len() {
             if begun.elapsed() >= time {
                 break;
@@ -299,8 +307,10 @@ impl Census {
         let known = self.nodes.get(&id).map(|node| node.children.clone()).unwrap_or_default();
         let gone = known.iter().filter(|(name, child)| present.get(*name) != Some(child));
         let gone: Vec<_> = gone.map(|(name, _)| name.clone()).collect();
-        let mut result =
-            gone.iter().fold(Ok(()), |all, name| all.and(self.replace_child(id, name, None)));
+        let mut result = Ok(());
+        for name in gone {
+            result = result.and(self.replace_child(id, &name, None));
+        }
         for (name, child) in present {
             if known.get(&name) != Some(&child) {
                 result = result.and(self.replace_child(id, &name, Some(child)));
@@ -491,7 +501,8 @@ mod tests {
     async fn newborn_cgroups_are_open_where_their_name_decides() {
         use Policy::{Ignore, Open, SelectAll};
         let dirs = ["a/app-1/x", "a/other", "b/here"];
-        let cases: [(&[&str], &[(&str, Policy)]); 4] = [
+        type Case = (&'static [&'static str], &'static [(&'static str, Policy)]);
+        let cases: [Case; 4] = [
             (&["a/app-*"], &[("a", Open), ("a/app-1", SelectAll), ("a/other", Ignore)]),
             (
                 &["a/*/x"],

@@ -154,18 +154,16 @@ mod tests {
 
     #[test]
     fn a_cgroup_has_a_policy_where_a_pattern_ends() {
-        let cases: [(&[&str], &[&str], &str, Option<Policy>); 6] = [
-            (&["a"], &[], "a", Some(Policy::SelectAll)),
-            (&["a"], &["b"], "a", Some(Policy::Select)),
-            (&["a"], &["a"], "a", Some(Policy::Exclude)),
-            (&["a"], &["a/x*"], "a/xy", Some(Policy::Exclude)),
-            (&["a"], &[], "a/b", None),
-            (&["a"], &[], "", None),
-        ];
-        for (select, exclude, path, policy) in cases {
-            let (scope, standing) = standing(select, exclude, path);
-            assert_eq!(standing.policy(&scope), policy, "{select:?} {exclude:?} {path}");
-        }
+        let check = |exclude: &[&str], path, policy| {
+            let (scope, standing) = standing(&["a"], exclude, path);
+            assert_eq!(standing.policy(&scope), policy, "{exclude:?} {path}");
+        };
+        check(&[], "a", Some(Policy::SelectAll));
+        check(&["b"], "a", Some(Policy::Select));
+        check(&["a"], "a", Some(Policy::Exclude));
+        check(&["a/x*"], "a/xy", Some(Policy::Exclude));
+        check(&[], "a/b", None);
+        check(&[], "", None);
     }
 
     #[test]

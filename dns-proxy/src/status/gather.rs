@@ -28,13 +28,12 @@ use crate::{
 /// How long a worker may take to say how it is: it may be in the middle of many queries.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// What refuses a query that cannot be redirected.
-pub const REFUSALS: [Counter; 9] = [
+pub const REFUSALS: [Counter; 8] = [
     Counter::NotReady,
     Counter::NoFamily,
     Counter::DeviceBound,
     Counter::Transport,
     Counter::NoToken,
-    Counter::Undecided,
     Counter::DaemonDead,
     Counter::TokenDialled,
     Counter::NotCaptured,

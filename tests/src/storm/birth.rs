@@ -14,6 +14,8 @@ pub enum Birth {
     Announced,
     /// A container of a runtime that does not, such as plain runc.
     Unannounced,
+    /// The same where a pattern selects it by its name, which nobody has seen yet.
+    Patterned,
     /// A process outside of the scope, in a namespace of its own, that moves into it.
     Moved,
     /// A process of a running service that enters another namespace (setns).
@@ -26,19 +28,37 @@ pub enum Birth {
 
 impl Birth {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Announced, Self::Unannounced, Self::Moved, Self::Entered, Self::Unshared, Self::Pod];
+    pub const ALL: [Self; 7] = [
+        Self::Announced,
+        Self::Unannounced,
+        Self::Patterned,
+        Self::Moved,
+        Self::Entered,
+        Self::Unshared,
+        Self::Pod,
+    ];
 
     /// What it is called in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Announced => "container with a named namespace",
             Self::Unannounced => "container without",
+            Self::Patterned => "container that a pattern names",
             Self::Moved => "moved into the scope",
             Self::Entered => "setns in a service",
             Self::Unshared => "unshare -n in a service",
             Self::Pod => "two containers of a pod",
         }
+    }
+
+    /// The scope, as the daemon is told.
+    pub(super) fn scope(self, world: &World, service: &Container) -> Result<Vec<String>> {
+        let pattern = |path: String| format!("--cgroup={path}");
+        let all = world.cgroup().path()?;
+        if self != Self::Patterned {
+            return Ok(vec![pattern(all)]);
+        }
+        Ok(vec![pattern(service.cgroup().path()?), pattern(format!("{all}/new-*"))])
     }
 
     /// Lets the command be somebody's very first act, and gives what it printed.
@@ -55,7 +75,7 @@ impl Birth {
                 let newborn = world.newborn(&name)?;
                 output(newborn.container.command(&words[0])?.args(&words[1..]))
             }
-            Self::Unannounced => {
+            Self::Unannounced | Self::Patterned => {
                 let container = world.unannounced(&name)?;
                 output(container.command(&words[0])?.args(&words[1..]))
             }

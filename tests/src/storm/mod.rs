@@ -120,8 +120,8 @@ fn in_one_world(birth: Birth, client: Client, total: usize, at_once: usize) -> R
     let stage = Stage::new()?;
     let words = client.command()?;
     let steady = stage.world.container("steady")?;
-    let scope = stage.world.cgroup();
-    let mut args = stage.run_args(&[scope])?;
+    let mut args = stage.run_args(&[])?;
+    args.extend(birth.scope(&stage.world, &steady)?);
     // The upstream shares this machine with all of them; it is not what is looked at here.
     args.push("--upstream-timeout=10s".to_owned());
     let daemon = Daemon::start(&stage.world, &args)?;

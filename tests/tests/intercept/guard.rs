@@ -13,6 +13,7 @@ use dns_proxy_tests::{
     clients::{dig, probe},
     container::INTERFACE,
     eventually, port53,
+    process::output,
 };
 
 use crate::scene::Scene;
@@ -84,6 +85,23 @@ fn connections_from_before_go_on_if_the_guard_only_counts_or_is_off() -> Result<
 }
 
 #[test]
+fn whatever_the_guard_does_new_connections_are_redirected() -> Result<()> {
+    for guard in ["on", "count", "off"] {
+        let scene = Scene::new()?;
+        let _daemon =
+            scene.stage.daemon_with(&[&scene.container], &[&format!("--guard={guard}")])?;
+        let witness = scene.stage.witness(&scene.container)?;
+        for server in ["8.8.8.8", "2001:4860:4860::8888"] {
+            for shape in ["udp-connected", "tcp"] {
+                scene.answered(&format!("{shape} {server} {NAME}"), &[])?;
+            }
+        }
+        witness.saw_only_tls().context(guard)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn device_bound_sockets_leak_nothing_if_somebody_takes_their_routes_away() -> Result<()> {
     let scene = Scene::new()?;
     let _daemon = scene.daemon()?;
@@ -128,32 +146,39 @@ fn loopback_that_goes_down_leaks_nothing_and_comes_back() -> Result<()> {
     Ok(())
 }
 
+/// Those whose name selects them are answered by the upstream, all others by it or by whom they ask.
 #[test]
-fn cgroups_born_a_moment_ago_leak_nothing_where_a_pattern_decides() -> Result<()> {
+fn cgroups_born_a_moment_ago_are_answered_where_a_pattern_decides() -> Result<()> {
     let stage = Stage::new()?;
     let holder = stage.world.container("holder")?;
     let mut args = stage.run_args(&[])?;
     args.push(format!("--cgroup={}/new-*", stage.world.cgroup().path()?));
     let daemon = Daemon::start(&stage.world, &args)?;
-    let witness = stage.witness(&holder)?;
 
-    // Made, joined and asked from at once, in the holder's network.
-    let dir = stage.world.cgroup().dir();
-    let script = "i=0; while [ $i -lt 100 ]; do mkdir \"$0/new-$i\"; \
-                  (echo 0 > \"$0/new-$i/cgroup.procs\"; \
-                   exec \"$@\" --timeout 0.2 udp-connected 8.8.8.8 example.test); \
-                  i=$((i+1)); done; true";
-    let mut newborns = holder.netns().command("sh");
-    newborns.args(["-c", script]).arg(dir);
-    newborns.arg(dns_proxy_tests::artifacts::program("dns-proxy-probe")?);
-    newborns.stdout(Stdio::null()).stderr(Stdio::null());
-    ensure!(newborns.status()?.success());
-
-    let (inside, uplink) = witness.packets()?;
-    let leaked = port53(&inside).len() + port53(&uplink).len();
-    ensure!(leaked == 0, "{leaked} packets of port 53; {}", daemon.log().text());
-    ensure!(stage.nameserver.queries().is_empty());
-    Ok(())
+    for (name, others) in [("new", false), ("other", true)] {
+        let witness = stage.witness(&holder)?;
+        // Made, joined and asked from at once, in the holder's network.
+        let script = "i=0; while [ $i -lt 100 ]; do mkdir \"$0/$1-$i\"; \
+                      (echo 0 > \"$0/$1-$i/cgroup.procs\"; shift; \
+                       exec \"$@\" --timeout 5 udp-connected 8.8.8.8 example.test); \
+                      i=$((i+1)); done; true";
+        let mut newborns = holder.netns().command("sh");
+        newborns.args(["-c", script]).arg(stage.world.cgroup().dir()).arg(name);
+        newborns.arg(dns_proxy_tests::artifacts::program("dns-proxy-probe")?);
+        let printed = output(&mut newborns)?;
+        let by = |zone: Zone| printed.matches(&zone.a().to_string()).count();
+        let (encrypted, plaintext) = (by(Zone::Encrypted), by(Zone::Plaintext));
+        ensure!(encrypted + plaintext == 100, "{name}: {printed}{}", daemon.log().text());
+        let (inside, uplink) = witness.packets()?;
+        let seen = port53(&inside).len() + port53(&uplink).len();
+        ensure!(
+            others || (plaintext == 0 && seen == 0),
+            "{name}: {plaintext} answers, {seen} seen"
+        );
+        ensure!(!others || plaintext > 0, "whoever is not selected is left alone once it is seen");
+    }
+    // What was served because it asked too early is not held.
+    daemon.wait_until_released(holder.netns())
 }
 
 #[test]

@@ -57,6 +57,11 @@ fn first_lookups_of_a_service_that_makes_itself_a_namespace_are_answered() -> Re
 }
 
 #[test]
+fn first_lookups_of_containers_that_a_pattern_names_are_answered() -> Result<()> {
+    check(Birth::Patterned)
+}
+
+#[test]
 fn first_lookups_of_containers_that_share_a_namespace_are_answered() -> Result<()> {
     check(Birth::Pod)
 }
@@ -73,6 +78,16 @@ struct Entered {
 
 /// A service that asks `server`, with glibc's options, and the daemon with further arguments.
 fn enter_places(server: &str, options: &str, args: &[&str]) -> Result<Entered> {
+    let gai = Libc::Glibc.program()?.display().to_string();
+    enter_places_with(
+        server,
+        args,
+        &["env", &format!("RES_OPTIONS={options}"), &gai, "example.test"],
+    )
+}
+
+/// The same by another program.
+fn enter_places_with(server: &str, args: &[&str], program: &[&str]) -> Result<Entered> {
     let stage = Stage::new()?;
     let service = stage.world.container_with("service", &format!("nameserver {server}\n"))?;
     let places = (0..PLACES).map(|n| stage.world.unannounced(&format!("place-{n}")));
@@ -85,12 +100,11 @@ fn enter_places(server: &str, options: &str, args: &[&str]) -> Result<Entered> {
         let witness = stage.witness(place)?;
         let mut entering = service.command("nsenter")?;
         entering.arg(format!("--net={}", place.netns().path()));
-        entering.arg(Libc::Glibc.program()?).arg("example.test").env("RES_OPTIONS", options);
-        answers.push(output(&mut entering));
+        answers.push(output(entering.args(program)));
         let (inside, uplink) = witness.packets()?;
         for packet in inside.iter().chain(&uplink) {
             let leaked = [packet.src, packet.dst].iter().any(|end| end.port() == 53);
-            ensure!(!leaked && !is_token(packet.dst.ip()), "{server} {options}: {packet}");
+            ensure!(!leaked && !is_token(packet.dst.ip()), "{server} {program:?}: {packet}");
         }
     }
     Ok(Entered { answers, captured: daemon.stop_and_count("captured")? })
@@ -107,6 +121,25 @@ fn first_queries_are_captured_over_udp_and_come_again_over_tcp() -> Result<()> {
             }
             let captured = entered.captured;
             ensure!((captured > 0) == options.is_empty(), "{server} {options}: {captured}");
+        }
+    }
+    Ok(())
+}
+
+/// As with cookies, padding and whatever else EDNS brings, up to what a packet takes.
+#[test]
+fn long_first_queries_are_captured_too() -> Result<()> {
+    for server in ["8.8.8.8", "2001:4860:4860::8888"] {
+        for octets in [100, 600, 1400] {
+            let padding = format!("+padding={octets}");
+            let at = format!("@{server}");
+            let kdig = ["kdig", "+short", "+retry=0", "+time=5", &padding, "example.test", &at];
+            let entered = enter_places_with(server, &[], &kdig)?;
+            for answer in entered.answers {
+                let answer = answer.with_context(|| format!("{server} {octets}"))?;
+                ensure!(answer.trim() == Zone::Encrypted.a().to_string(), "{answer}");
+            }
+            ensure!(entered.captured > 0, "{server} {octets}: none was captured");
         }
     }
     Ok(())

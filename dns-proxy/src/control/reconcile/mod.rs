@@ -44,8 +44,10 @@ const RESYNC: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(5);
 /// How often unused tokens are looked for, unless they are scarce.
 const SWEEP: Duration = Duration::from_secs(30);
-/// What takes long is done again no sooner than after that many times as long.
-const PAUSE: u32 = 50;
+/// A search that found nothing is done again no sooner than after that many times as long as it took.
+const SEARCH_PAUSE: u32 = 50;
+/// The same of looking for unused tokens while they are scarce, for which somebody waits.
+const SWEEP_PAUSE: u32 = 5;
 /// In how many namespaces stale connections are looked for between two other things.
 const STALE_AT_ONCE: usize = 2;
 /// How many namespaces may have changed before somebody sees to it; more wait to say so.
@@ -133,7 +135,7 @@ impl Control {
         let mut control = Self {
             census: Census::new(tree, scope).map_err(io_error("inotify"))?,
             names: Names::default(),
-            agenda: Agenda::new(),
+            agenda: Agenda::default(),
             bpf,
             events,
             workers,
@@ -391,7 +393,7 @@ impl Control {
                 self.serve_found(id, Holder { cgroup, pid }, Some(cookie));
             }
             if !self.cookies.contains_key(&cookie) {
-                self.search_at = Instant::now() + begun.elapsed() * PAUSE;
+                self.search_at = Instant::now() + begun.elapsed() * SEARCH_PAUSE;
             }
         }
     }

@@ -255,8 +255,8 @@ impl Control {
                 served.empty_since = None;
                 continue;
             }
-            // A new cgroup may have asked that then proved not to be of the scope.
-            served.holder = served.holder.filter(|holder| self.census.is_member(holder.cgroup));
+            // A new cgroup may have asked that then proved not to be of the scope, or is gone.
+            served.holder = served.holder.filter(|holder| self.census.is_peopled(holder.cgroup));
             if let Some(holder) = &mut served.holder
                 && !holder.is_in(*id)
             {

@@ -16,7 +16,7 @@ use super::{
         namespace::Namespace,
         tokens::{Live, unconnected},
     },
-    Control, ControlError, PAUSE, SWEEP,
+    Control, ControlError, SWEEP, SWEEP_PAUSE,
 };
 use crate::pulse;
 
@@ -32,7 +32,7 @@ impl Control {
             warn!(%error, "cannot take tokens back; trying again");
         }
         let now = Instant::now();
-        self.sweep_at = [now + begun.elapsed() * PAUSE, now + SWEEP];
+        self.sweep_at = [now + begun.elapsed() * SWEEP_PAUSE, now + SWEEP];
     }
 
     /// One round; [`Control::scarce`] says whether the next should come soon.
