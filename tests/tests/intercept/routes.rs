@@ -1,7 +1,10 @@
 //! Names that a route sends to the nameserver that was asked, from where it was asked, and nothing
 //! else with them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Result, ensure};
 use dns_proxy_tests::{
@@ -154,7 +157,10 @@ fn a_public_nameserver_never_hears_of_internal_names() -> Result<()> {
         ensure!(ask(&container, name, &[])?.is_empty(), "{name}: the upstream has no such name");
     }
     witness.saw_only_tls()?;
-    ensure!(stage.upstream.journal().queries.len() == INTERNAL.len());
+    // On a busy machine one may be asked twice.
+    let journal = stage.upstream.journal();
+    let asked: BTreeSet<_> = journal.queries.iter().map(|query| &query.name).collect();
+    ensure!(asked.len() == INTERNAL.len(), "{asked:?}");
     ensure!(stage.nameserver.queries().is_empty());
     let log = daemon.log().clone();
     daemon.stop()?;
