@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     cache,
-    config::{Config, Plain},
+    config::{Config, Plain, Telling},
     confine,
     control::{
         bpf::{Bpf, Pins},
@@ -24,7 +24,7 @@ use crate::{
         reconcile::Control,
         sockets,
     },
-    control_socket::{Place, server::ControlSocket},
+    control_socket::server::ControlSocket,
     datapath::{
         gate::Gate,
         query::EDNS_UDP_SIZE,
@@ -34,6 +34,11 @@ use crate::{
     },
     host::Host,
     meter,
+    observe::{
+        dnstap::Dnstap,
+        query_log::QueryLog,
+        thread::{Observer, Reopen, Sinks},
+    },
     status::gather::{Gatherer, REDIRECTIONS, REFUSALS},
     upstream::{Exempt, Settings},
 };
@@ -54,7 +59,7 @@ pub struct App {
     host: Host,
     gatherer: Arc<Gatherer>,
     /// Only of `run`.
-    control_socket: Option<ControlSocket>,
+    observer: Option<Observer>,
 }
 
 /// Without interception nothing of ours could be intercepted.
@@ -85,7 +90,7 @@ impl App {
         if config.scope.select.is_empty() {
             let workers = start_workers(&config, &settings(Arc::new(NothingToExempt)), &host)?;
             serve_plain(&config.plain, &workers, &NothingToExempt)?;
-            return Ok(Self::of(config, None, claim, workers, host));
+            return Self::of(config, None, claim, workers, host);
         }
         let root = mounts::cgroup2_root(config.cgroup_root.as_deref())?;
         debug!(cgroup2 = %root.display(), "mounts");
@@ -102,7 +107,7 @@ impl App {
         let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers), rest)?;
         // Nobody has been without programs meanwhile.
         claim.iter_mut().for_each(Claim::settle);
-        Ok(Self::of(config, Some(control), claim, workers, host))
+        Self::of(config, Some(control), claim, workers, host)
     }
 
     fn of(
@@ -111,11 +116,11 @@ impl App {
         claim: Option<Claim>,
         workers: Arc<[Worker]>,
         host: Host,
-    ) -> Self {
+    ) -> Result<Self> {
         let view = control.as_ref().map(Control::view);
         let gatherer = Arc::new(Gatherer::new(&config, Arc::clone(&workers), view));
-        let control_socket = open_control_socket(&config.control, &gatherer);
-        Self { config, control, claim, workers, host, gatherer, control_socket }
+        let observer = start_observer(&config.telling, &workers, &gatherer)?;
+        Ok(Self { config, control, claim, workers, host, gatherer, observer })
     }
 
     /// Knows how the daemon is.
@@ -156,7 +161,7 @@ impl App {
             None => Worker::drain(&self.workers, limit).await,
         }
         self.claim.iter_mut().for_each(Claim::withdraw);
-        drop(self.control_socket.take());
+        drop(self.observer.take());
         self.report();
         Ok(())
     }
@@ -231,6 +236,7 @@ pub async fn run(config: Config) -> Result<()> {
         "ready"
     );
     notify(&[NotifyState::Ready]);
+    let reopen = app.observer.as_ref().map(Observer::reopener);
     let end = async {
         loop {
             tokio::select! {
@@ -239,6 +245,7 @@ pub async fn run(config: Config) -> Result<()> {
                 _ = hangup.recv() => {
                     info!("SIGHUP: reading the root certificates again");
                     tls.reload();
+                    reopen.iter().for_each(Reopen::now);
                 }
             }
         }
@@ -270,13 +277,31 @@ fn claim(config: &Config) -> Result<Option<Claim>> {
     }
 }
 
-/// Without it the daemon does all the same what it is for.
-fn open_control_socket(place: &Place, gatherer: &Arc<Gatherer>) -> Option<ControlSocket> {
-    let Place::At(path) = place else {
-        return None;
-    };
-    let opened = ControlSocket::open(path, Arc::clone(gatherer));
-    opened.inspect_err(|error| warn!("no control socket: {error}")).ok()
+/// Starts to tell what happens, to whom it may concern.
+fn start_observer(
+    telling: &Telling,
+    workers: &Arc<[Worker]>,
+    gatherer: &Arc<Gatherer>,
+) -> Result<Option<Observer>> {
+    // Without it the daemon does all the same what it is for.
+    let socket = telling.control.path().and_then(|path| {
+        let opened = ControlSocket::open(path);
+        opened.inspect_err(|error| warn!("no control socket: {error}")).ok()
+    });
+    let mut sinks: Sinks = Vec::new();
+    if let Some(path) = &telling.query_log {
+        let log = QueryLog::open(path, telling.query_log_max_size);
+        sinks.push(Box::new(log.with_context(|| format!("--query-log {}", path.display()))?));
+    }
+    if let Some(target) = &telling.dnstap {
+        let dnstap = Dnstap::start(target);
+        sinks.push(Box::new(dnstap.with_context(|| format!("--dnstap {target}"))?));
+    }
+    if socket.is_none() && sinks.is_empty() {
+        return Ok(None);
+    }
+    let observer = Observer::start(socket, Arc::clone(workers), Arc::clone(gatherer), sinks);
+    Ok(Some(observer.context("cannot start the observer's thread")?))
 }
 
 /// Tells the service manager, if one asked to be told.

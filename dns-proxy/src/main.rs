@@ -6,17 +6,18 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, error::ErrorKind};
 use dns_proxy::{
     app,
     cli::{
-        Cli, Command, RunArgs, SharedArgs, StatusArgs,
+        Cli, Command, RunArgs, SharedArgs, StatusArgs, WatchArgs,
         layers::{Given, Origins, Refused},
     },
     config::{Config, ConfigError},
     control_socket::{Request, client},
     exec,
+    observe::{Line, filter::Filter},
     status::{Status, text},
 };
 use tracing::{Level, error};
@@ -37,6 +38,10 @@ fn main() -> ExitCode {
         Command::Status(args) => {
             log_to_stderr(Level::WARN);
             finish(status(&args).map(|()| ExitCode::SUCCESS))
+        }
+        Command::Watch(args) => {
+            log_to_stderr(Level::WARN);
+            finish(watch(args).map(|()| ExitCode::SUCCESS))
         }
         Command::Completion { shell } => {
             log_to_stderr(Level::WARN);
@@ -66,15 +71,36 @@ fn status(args: &StatusArgs) -> Result<()> {
     } else {
         text::page(&status)
     };
-    write(&page)
+    write(&page).map(drop)
 }
 
-/// To standard output, whose reader may have seen enough.
-fn write(text: &str) -> Result<()> {
+/// Until the daemon ends, or the reader of our output.
+fn watch(args: WatchArgs) -> Result<()> {
+    let WatchArgs { control, container, name, rcode, qtype, slow, plaintext } = args;
+    let filter = Filter { container, name, rcode, qtype, slow, plaintext };
+    let mut answer = client::ask(&control.control, &Request::Watch { filter })?;
+    answer.wait_for_good()?;
+    while let Some(line) = answer.line::<Line>()? {
+        let text = match (&line, control.json) {
+            (line, true) => serde_json::to_string(line)?,
+            (Line::Seen(seen), false) => seen.to_string(),
+            (Line::Dropped { dropped }, false) => {
+                format!("... {} queries not shown: too many to keep up", text::number(*dropped))
+            }
+        };
+        if !write(&(text + "\n"))? {
+            return Ok(());
+        }
+    }
+    bail!("the daemon has ended")
+}
+
+/// To standard output, whose reader may have seen enough; whether there is one.
+fn write(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write the result"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write the result"),
     }
 }
 

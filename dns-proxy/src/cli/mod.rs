@@ -14,13 +14,15 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValue
 use clap_complete::Shell;
 use ipnet::IpNet;
 use value::{
-    cache_max_ttl, cache_min_ttl, cache_size, listen_addr, network, serve_stale, upstream_timeout,
+    cache_max_ttl, cache_min_ttl, cache_size, duration, listen_addr, log_size, network, qtype,
+    rcode, serve_stale, upstream_timeout,
 };
 
 use crate::{
     addr::UpstreamAddr,
     control::pattern::CgroupPattern,
     control_socket::{DEFAULT_PATH, Place},
+    observe::dnstap,
     pin::Pin,
     route::Route,
 };
@@ -49,6 +51,8 @@ pub enum Command {
     Exec(ExecArgs),
     /// Says how the running daemon is: what it intercepts, its upstreams, its counters.
     Status(StatusArgs),
+    /// Shows queries as they are answered.
+    Watch(WatchArgs),
     /// Prints a completion script for a shell.
     Completion {
         /// Which shell.
@@ -92,6 +96,22 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH", env = "DNS_PROXY_CONTROL", default_value = DEFAULT_PATH)]
     pub control: Place,
 
+    /// Write every query to this file, as a line of JSON: who asked whom for what, what became of it.
+    /// SIGHUP opens it anew. Without this no name is in any log.
+    #[arg(long, value_name = "FILE", env = "DNS_PROXY_QUERY_LOG", help_heading = "Query log")]
+    pub query_log: Option<PathBuf>,
+
+    /// Once the query log has so many octets, such as 100MiB, it is renamed to FILE.1 and begun anew
+    /// [default: never].
+    #[arg(long, value_name = "BYTES", env = "DNS_PROXY_QUERY_LOG_MAX_SIZE")]
+    #[arg(value_parser = log_size, help_heading = "Query log")]
+    pub query_log_max_size: Option<u64>,
+
+    /// Write every query and answer as dnstap: `unix:PATH` of a socket on which somebody listens, or
+    /// `file:PATH`.
+    #[arg(long, value_name = "TARGET", env = "DNS_PROXY_DNSTAP", help_heading = "Query log")]
+    pub dnstap: Option<dnstap::Target>,
+
     /// Options that `exec` has too.
     #[command(flatten)]
     pub shared: SharedArgs,
@@ -115,6 +135,38 @@ pub struct StatusArgs {
     /// Options that others have too.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Options of `watch`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Options that others have too.
+    #[command(flatten)]
+    pub control: ControlArgs,
+
+    /// Only of this container, pod, unit or cgroup: its name, the beginning of its id, or a path.
+    #[arg(long, value_name = "NAME")]
+    pub container: Option<String>,
+
+    /// Only this name and those below it.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Only those answered so, such as NXDOMAIN.
+    #[arg(long, value_name = "RCODE", value_parser = rcode)]
+    pub rcode: Option<u8>,
+
+    /// Only those of this type, such as AAAA.
+    #[arg(long = "type", value_name = "TYPE", value_parser = qtype)]
+    pub qtype: Option<u16>,
+
+    /// Only those that took so long at least, such as 100ms.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub slow: Option<Duration>,
+
+    /// Only those that went out in plaintext.
+    #[arg(long)]
+    pub plaintext: bool,
 }
 
 /// Options of `exec`.

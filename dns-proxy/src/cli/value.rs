@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use ipnet::IpNet;
 
-use crate::{duration, size};
+use crate::{duration, mnemonic, size};
 
 pub(super) fn listen_addr(text: &str) -> Result<SocketAddr, String> {
     match text.parse::<SocketAddr>() {
@@ -57,4 +57,23 @@ fn up_to(text: &str, longest: &str) -> Result<Duration, String> {
     let parse = |text| duration::parse(text).map_err(|error| error.to_string());
     let duration = parse(text)?;
     if duration <= parse(longest)? { Ok(duration) } else { Err(format!("above {longest}")) }
+}
+
+pub(super) fn log_size(text: &str) -> Result<u64, String> {
+    let size = size::parse(text).map_err(|error| error.to_string())?;
+    // Below, it would be renamed all the time.
+    if size >= 1 << 16 { Ok(size) } else { Err("below 64KiB".to_owned()) }
+}
+
+pub(super) fn qtype(text: &str) -> Result<u16, String> {
+    mnemonic::type_number(text).ok_or_else(|| "write a type such as AAAA or TYPE65".to_owned())
+}
+
+pub(super) fn rcode(text: &str) -> Result<u8, String> {
+    mnemonic::rcode_number(text)
+        .ok_or_else(|| "write a code such as NXDOMAIN or SERVFAIL".to_owned())
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|error| error.to_string())
 }

@@ -15,6 +15,7 @@ use crate::{
     cli::{self, Fail, Guard, PolicyArgs, RunArgs, SharedArgs},
     control::{cgroup::Scope, mounts},
     control_socket::Place,
+    observe::dnstap,
     pin::Pin,
     route::{ResolvConf, Route, Routes},
     upstream::{Profile, RootSources, Tls, TlsVersion, Trust},
@@ -54,8 +55,21 @@ pub struct Config {
     pub scope: Scope,
     /// Plain listeners.
     pub plain: Plain,
+    /// Whom to tell what happens.
+    pub telling: Telling,
+}
+
+/// Whom to tell what happens.
+#[derive(Clone, Debug)]
+pub struct Telling {
     /// Where the control socket is to be, if anywhere.
     pub control: Place,
+    /// `--query-log`.
+    pub query_log: Option<PathBuf>,
+    /// Octets after which it is begun anew.
+    pub query_log_max_size: Option<u64>,
+    /// `--dnstap`.
+    pub dnstap: Option<dnstap::Target>,
 }
 
 /// Which way queries go, and whom to trust.
@@ -112,7 +126,12 @@ impl Config {
             }
             config.fail = FailMode::Closed;
         }
-        config.control = args.control;
+        config.telling = Telling {
+            control: args.control,
+            query_log: args.query_log,
+            query_log_max_size: args.query_log_max_size,
+            dnstap: args.dnstap,
+        };
         config.plain.listen = args.listen;
         if !config.plain.listen.is_empty() && !config.plain.udp && !config.plain.tcp {
             return Err(ConfigError::NothingToListen);
@@ -158,7 +177,12 @@ impl Config {
             kernel_log: args.log == Some(tracing::Level::TRACE),
             scope: Scope::default(),
             plain: Plain { listen: Vec::new(), allow_from: default_allow_from(), udp, tcp },
-            control: Place::Off,
+            telling: Telling {
+                control: Place::Off,
+                query_log: None,
+                query_log_max_size: None,
+                dnstap: None,
+            },
         })
     }
 }

@@ -10,6 +10,7 @@ use dns_proxy_common::Counter;
 use super::{
     bpf::Counters,
     cgroup::{CgroupTree, Scope},
+    identity::Identities,
     netns::NetnsId,
 };
 
@@ -17,6 +18,7 @@ use super::{
 pub struct View {
     tree: CgroupTree,
     counters: Arc<Counters>,
+    identities: Identities,
     now: Mutex<Arc<Snapshot>>,
 }
 
@@ -55,7 +57,8 @@ pub struct Served {
 impl View {
     /// One that shows nothing yet.
     pub(super) fn new(tree: CgroupTree, counters: Arc<Counters>) -> Self {
-        Self { tree, counters, now: Mutex::default() }
+        let identities = Identities::new(tree.root());
+        Self { tree, counters, identities, now: Mutex::default() }
     }
 
     /// Shows this from now on.
@@ -71,6 +74,11 @@ impl View {
     /// A kernel counter.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters.get(counter)
+    }
+
+    /// Who cgroups are.
+    pub fn identities(&self) -> &Identities {
+        &self.identities
     }
 
     /// The cgroup tree.

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::observe::filter::Filter;
+
 /// Where it is unless `--control` says otherwise.
 pub const DEFAULT_PATH: &str = "/run/dns-proxy/control.sock";
 /// The longest request, in octets.
@@ -21,6 +23,11 @@ pub const MAX_REQUEST: u64 = 64 * 1024;
 pub enum Request {
     /// How it is: one [`crate::status::Status`].
     Status {},
+    /// Its queries from now on: [`crate::observe::Line`]s.
+    Watch {
+        /// Which ones.
+        filter: Filter,
+    },
 }
 
 /// What it says instead of an answer.
@@ -37,6 +44,16 @@ pub enum Place {
     Off,
     /// There.
     At(std::path::PathBuf),
+}
+
+impl Place {
+    /// Where, if anywhere.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Off => None,
+            Self::At(path) => Some(path),
+        }
+    }
 }
 
 impl std::str::FromStr for Place {

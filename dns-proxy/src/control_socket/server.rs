@@ -1,4 +1,4 @@
-//! The daemon's side, on a thread of its own: however busy it is, queries and the control plane are
+//! The daemon's side, on the observer's thread: however busy it is, queries and the control plane are
 //! not kept waiting.
 
 use std::{
@@ -9,8 +9,8 @@ use std::{
         net::{UnixListener as StdListener, UnixStream as StdStream},
     },
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -23,14 +23,17 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
-    sync::{Semaphore, oneshot},
-    task::{LocalSet, spawn_local},
+    sync::Semaphore,
+    task::spawn_local,
     time::{sleep, timeout},
 };
 use tracing::{debug, error, warn};
 
 use super::{MAX_REQUEST, Refusal, Request};
-use crate::status::gather::Gatherer;
+use crate::{
+    observe::hub::{Hub, Watcher},
+    status::gather::Gatherer,
+};
 
 /// Connections at a time; further ones wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -57,53 +60,41 @@ pub enum ControlSocketError {
     },
 }
 
-/// The socket and the thread that serves it; both end when this is dropped.
+/// The socket, which is gone when this is dropped.
 #[derive(Debug)]
 pub struct ControlSocket {
     path: PathBuf,
     inode: u64,
-    end: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    listener: StdListener,
 }
 
 impl ControlSocket {
-    /// Opens it, and answers from now on.
+    /// Opens it; it must be [served](ControlSocket::serve).
     ///
     /// # Errors
     /// Another daemon has the path, or nothing can be made there.
-    pub fn open(path: &Path, gatherer: Arc<Gatherer>) -> Result<Self, ControlSocketError> {
+    pub fn open(path: &Path) -> Result<Self, ControlSocketError> {
         let failed = |source| ControlSocketError::Io { path: path.to_owned(), source };
         let listener = bind(path)?;
         let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
         listener.set_nonblocking(true).map_err(failed)?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let (end, ended) = oneshot::channel();
-        let thread = thread::Builder::new().name("control-socket".to_owned());
-        let thread = thread.spawn(move || {
-            LocalSet::new().block_on(&runtime, async {
-                tokio::select! {
-                    // Whoever holds the other end has dropped it.
-                    _ = ended => {}
-                    error = serve(listener, gatherer) => {
-                        error!(%error, "the control socket failed and is closed");
-                    }
-                }
-            });
-        });
-        let thread = Some(thread.map_err(failed)?);
-        Ok(Self { path: path.to_owned(), inode, end: Some(end), thread })
+        Ok(Self { path: path.to_owned(), inode, listener })
+    }
+
+    /// Answers for as long as it can.
+    pub async fn serve(self, gatherer: &Arc<Gatherer>, hub: &Rc<Hub>) {
+        let error = match self.listener.try_clone() {
+            Ok(listener) => serve(listener, gatherer, hub).await,
+            Err(error) => error,
+        };
+        error!(%error, "the control socket failed and is closed");
+        // What else happens on this thread goes on.
+        std::future::pending().await
     }
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        drop(self.end.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("the control socket's thread ended in a panic; report this as a bug");
-        }
         // Somebody may have put another one there.
         let ours = |meta: fs::Metadata| meta.ino() == self.inode;
         if fs::symlink_metadata(&self.path).is_ok_and(ours)
@@ -136,7 +127,7 @@ fn bind(path: &Path) -> Result<StdListener, ControlSocketError> {
 }
 
 /// Takes connections until that fails for good.
-async fn serve(listener: StdListener, gatherer: Arc<Gatherer>) -> io::Error {
+async fn serve(listener: StdListener, gatherer: &Arc<Gatherer>, hub: &Rc<Hub>) -> io::Error {
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return error,
@@ -148,10 +139,10 @@ async fn serve(listener: StdListener, gatherer: Arc<Gatherer>) -> io::Error {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let gatherer = Arc::clone(&gatherer);
+                let (gatherer, hub) = (Arc::clone(gatherer), Rc::clone(hub));
                 spawn_local(async move {
                     let _place = place;
-                    if let Err(error) = answer(stream, &gatherer).await {
+                    if let Err(error) = answer(stream, &gatherer, &hub).await {
                         debug!(%error, "control socket");
                     }
                 });
@@ -166,7 +157,7 @@ async fn serve(listener: StdListener, gatherer: Arc<Gatherer>) -> io::Error {
 }
 
 /// One connection: a request, and what answers it.
-async fn answer(stream: UnixStream, gatherer: &Gatherer) -> io::Result<()> {
+async fn answer(stream: UnixStream, gatherer: &Gatherer, hub: &Hub) -> io::Result<()> {
     // The file's mode says the same, but for the moment in which it is made.
     let uid = stream.peer_cred()?.uid();
     if uid != 0 && uid != geteuid().as_raw() {
@@ -179,10 +170,28 @@ async fn answer(stream: UnixStream, gatherer: &Gatherer) -> io::Result<()> {
     let mut stream = stream.into_inner();
     match serde_json::from_slice(&line) {
         Ok(Request::Status {}) => say(&mut stream, &gatherer.status().await).await,
+        Ok(Request::Watch { filter }) => watch(stream, &hub.watch(filter)).await,
         Err(error) => {
             let error = format!("not a request of this version ({error})");
             say(&mut stream, &Refusal { error }).await
         }
+    }
+}
+
+/// Lines, for as long as the client takes them.
+async fn watch(mut stream: UnixStream, watcher: &Watcher) -> io::Result<()> {
+    let (mut gone, mut writer) = stream.split();
+    loop {
+        let mut nothing = [0];
+        let lines = tokio::select! {
+            lines = watcher.next() => lines,
+            // It has nothing more to say but that it is gone.
+            read = gone.read(&mut nothing) => match read? {
+                0 => return Ok(()),
+                _ => continue,
+            },
+        };
+        timeout(PATIENCE, writer.write_all(&lines)).await??;
     }
 }
 

@@ -1,7 +1,12 @@
 //! Who may ask: in a namespace whoever holds a token of it, on `--listen` whoever is near; and whom
 //! they asked.
 
-use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use dns_proxy_common::{Origin, Token};
 use ipnet::IpNet;
@@ -76,12 +81,18 @@ impl Gate {
     }
 
     /// Who asks by a query from `client` to `local`; `None` if it is not to be answered.
-    pub fn admit(&self, client: IpAddr, local: IpAddr) -> Option<Admitted<'_>> {
+    pub fn admit(&self, peer: SocketAddr, local: IpAddr) -> Option<Admitted<'_>> {
         match self {
             Self::Plain { allow, outlet } => {
-                let client = client.to_canonical();
+                let client = peer.ip().to_canonical();
                 let admitted = allow.iter().any(|net| net.contains(&client));
-                admitted.then_some(Admitted { client, nameserver: None, outlet })
+                admitted.then_some(Admitted {
+                    client,
+                    peer,
+                    origin: None,
+                    nameserver: None,
+                    outlet,
+                })
             }
             Self::Namespace { netns, origins, known, locals, outlet } => {
                 let token = match local {
@@ -90,11 +101,12 @@ impl Gate {
                 };
                 let origin = known.borrow_mut().origin(token?, &**origins)?;
                 let asked = IpAddr::from(origin.addr).to_canonical();
+                let client = peer.ip();
                 let admitted =
                     origin.netns == *netns && (client.is_loopback() || locals.has(client));
                 // Addresses tell little in here; tokens tell cgroups apart.
-                let nameserver = Some(asked);
-                admitted.then_some(Admitted { client: local, nameserver, outlet })
+                let (nameserver, origin) = (Some(asked), Some(origin));
+                admitted.then_some(Admitted { client: local, peer, origin, nameserver, outlet })
             }
         }
     }
@@ -150,21 +162,24 @@ mod tests {
         let client = IpAddr::from([127, 0, 0, 1]);
         let ours = namespace(42);
         for token in [IpAddr::from(Token(7).v4()), Token(7).v6().into()] {
-            let asker = ours.admit(client, token).expect("admitted");
+            let asker = ours.admit((client, 5).into(), token).expect("admitted");
             assert_eq!(asker.nameserver, Some(IpAddr::from([8, 8, 8, 8])));
         }
-        assert!(ours.admit(client, Token(8).v4().into()).is_none(), "no such token");
-        assert!(ours.admit(client, client).is_none(), "not a token");
+        assert!(ours.admit((client, 5).into(), Token(8).v4().into()).is_none(), "no such token");
+        assert!(ours.admit((client, 5).into(), client).is_none(), "not a token");
         let other = namespace(43);
-        assert!(other.admit(client, Token(7).v4().into()).is_none(), "another namespace's token");
+        assert!(
+            other.admit((client, 5).into(), Token(7).v4().into()).is_none(),
+            "another namespace's token"
+        );
     }
 
     #[test]
     fn only_clients_in_the_namespace_are_admitted() {
         let gate = namespace(42);
         for (client, admitted) in [("::1", true), ("10.88.1.2", true), ("10.88.1.3", false)] {
-            let client = client.parse().expect("an address");
-            let asker = gate.admit(client, Token(7).v4().into());
+            let client: IpAddr = client.parse().expect("an address");
+            let asker = gate.admit((client, 5).into(), Token(7).v4().into());
             assert_eq!(asker.is_some(), admitted, "{client}");
         }
     }
@@ -177,7 +192,7 @@ mod tests {
         for (client, admitted) in
             [("10.1.2.3", true), ("::ffff:10.1.2.3", true), ("192.0.2.9", false), ("::1", false)]
         {
-            let asker = gate.admit(client.parse().expect("an address"), local);
+            let asker = gate.admit(SocketAddr::new(client.parse().expect("an address"), 5), local);
             assert_eq!(asker.is_some(), admitted);
             assert!(asker.is_none_or(|asker| asker.nameserver.is_none()));
         }

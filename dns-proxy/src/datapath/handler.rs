@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, hash_map::Entry},
     iter::once,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     slice::from_ref,
     sync::Arc,
@@ -16,13 +16,14 @@ use tracing::debug;
 
 use super::{
     asked::Asked,
-    known::{Flight, Found, Known, Resolver},
+    known::{Flight, Found, Known, Landed, Resolver},
     local,
     original::{Admitted, Asker},
     outcome::{AtOnce, Outcome, Road, Source},
     query::Query,
     response::{self, Failure, Room},
     stats::Stats,
+    tap::Tap,
     transfer::Rest,
 };
 use crate::{
@@ -48,6 +49,7 @@ pub struct Handler {
     known: Option<Known>,
     stats: Arc<Stats>,
     at_once: AtOnce,
+    tap: Arc<Tap>,
 }
 
 /// What a client gets.
@@ -129,6 +131,7 @@ impl Handler {
         cache: cache::Settings,
         routes: Arc<Routes>,
         stats: Arc<Stats>,
+        tap: Arc<Tap>,
     ) -> Self {
         let groups = once(&settings.upstreams).chain(routes.groups()).cloned();
         let pools = groups.map(|upstreams| Pool::new(Settings { upstreams, ..settings.clone() }));
@@ -140,6 +143,7 @@ impl Handler {
             strip_subnets: settings.strip_subnets,
             stats,
             at_once: AtOnce::default(),
+            tap,
         }
     }
 
@@ -188,6 +192,10 @@ impl Handler {
         }
         self.stats.answers.count(outcome, room.transport(), &out[start..]);
         self.at_once.add(outcome);
+        if self.tap.is_open() {
+            let asker = (asker, room.transport());
+            self.tap.show(asker, (message, now), (&out[start..], outcome, None));
+        }
         true
     }
 
@@ -238,15 +246,19 @@ impl Handler {
         if asker.nameserver().is_some() {
             self.stats.intercepted.add();
         }
-        let (reply, outcome) = match self.resolve(&query, room, asker).await {
+        let (reply, outcome, by) = match self.resolve(&query, room, asker).await {
             Ok(answered) => answered,
-            Err(failure) => (self.fail(&query, &failure).into(), Outcome::Failed),
+            Err(failure) => (self.fail(&query, &failure).into(), Outcome::Failed, None),
         };
         self.stats.answers.count(outcome, room.transport(), &reply.message);
         if outcome.is_at_once() {
             self.at_once.add(outcome);
         } else {
             self.stats.latencies.add(outcome, came.elapsed(), 1);
+        }
+        if self.tap.is_open() {
+            let asker = (asker.admitted(), room.transport());
+            self.tap.show(asker, (message, came), (&reply.message, outcome, by));
         }
         Some(reply)
     }
@@ -287,12 +299,12 @@ impl Handler {
         query: &Query,
         room: Room,
         asker: &Asker,
-    ) -> Result<(Reply, Outcome), Failure> {
+    ) -> Result<(Reply, Outcome, Option<SocketAddr>), Failure> {
         match self.route(query, room, asker)? {
             Way::Ask(whom) => {
                 let road = whom.road();
-                let (answer, source) = self.answer(query, whom, room, asker).await?;
-                Ok((answer.into(), Outcome::Answered(road, source)))
+                let (answer, source, by) = self.answer(query, whom, room, asker).await?;
+                Ok((answer.into(), Outcome::Answered(road, source), by))
             }
             Way::Transfer(nameservers) => {
                 self.stats.plaintext.add();
@@ -301,44 +313,47 @@ impl Handler {
                     Box::pin(self.plain.transfer(outlet, &nameservers, &message)).await?;
                 let (message, rest) = Box::pin(Rest::start(query, transfer)).await?;
                 let reply = Reply { message, rest: rest.map(Box::new) };
-                Ok((reply, Outcome::Answered(Road::Plaintext, Source::Asked)))
+                let by = nameservers.addrs.first().copied();
+                Ok((reply, Outcome::Answered(Road::Plaintext, Source::Asked), by))
             }
             Way::Local(local) => {
                 self.stats.local.add();
-                Ok((local::answer(query, &local).into(), Outcome::Local))
+                Ok((local::answer(query, &local).into(), Outcome::Local, None))
             }
         }
     }
 
-    /// The answer that is known, or the one that is given to whoever asks first.
+    /// The answer that is known, or the one that is given to whoever asks first; and who gave it, if he
+    /// was asked now.
     async fn answer(
         self: &Rc<Self>,
         query: &Query,
         whom: Whom,
         room: Room,
         asker: &Asker,
-    ) -> Result<(Vec<u8>, Source), Failure> {
+    ) -> Result<(Vec<u8>, Source, Option<SocketAddr>), Failure> {
         match self.look_up(query, whom, room, asker) {
-            Lookup::Known { answer, source } => Ok((answer, source)),
+            Lookup::Known { answer, source } => Ok((answer, source, None)),
             Lookup::Alone(whom) => {
-                let answer = Box::pin(self.ask(query, &whom, room, asker)).await?;
-                Ok((response::relay(query, &answer, room)?, Source::Asked))
+                let (answer, by) = Box::pin(self.ask(query, &whom, room, asker)).await?;
+                Ok((response::relay(query, &answer, room)?, Source::Asked, Some(by)))
             }
             Lookup::Asked { flight, joins } => {
-                let answer = response::relay(query, &flight.await?, room)?;
+                let Landed { answer, by } = flight.await?;
+                let answer = response::relay(query, &answer, room)?;
                 if joins {
                     self.stats.cached.add();
                 }
-                Ok((answer, if joins { Source::Shared } else { Source::Asked }))
+                Ok((answer, if joins { Source::Shared } else { Source::Asked }, Some(by)))
             }
             Lookup::Stale { flight, limit, answer: stale } => {
                 match Box::pin(timeout(limit, flight)).await {
-                    Ok(Ok(answer)) if !is_failure(&answer) => {
-                        Ok((response::relay(query, &answer, room)?, Source::Asked))
+                    Ok(Ok(Landed { answer, by })) if !is_failure(&answer) => {
+                        Ok((response::relay(query, &answer, room)?, Source::Asked, Some(by)))
                     }
                     _ => {
                         self.stats.cached.add();
-                        Ok((stale, Source::Stale))
+                        Ok((stale, Source::Stale, None))
                     }
                 }
             }
@@ -400,23 +415,24 @@ impl Handler {
         known.join(&flown, || {
             let (handler, query, asker) = (Rc::clone(self), query.clone(), asker.clone());
             Box::pin(async move {
-                let answer = handler.ask(&query, &whom, room, &asker).await.map(Rc::from);
+                let landed = handler.ask(&query, &whom, room, &asker).await;
+                let landed = landed.map(|(answer, by)| Landed { answer: answer.into(), by });
                 if let Some(known) = &handler.known {
-                    known.land(&key, answer.as_deref().ok());
+                    known.land(&key, landed.as_ref().ok().map(|landed| &*landed.answer));
                 }
-                answer
+                landed
             })
         })
     }
 
-    /// Asks, and waits for the answer.
+    /// Asks, and waits for the answer; who gave it.
     async fn ask(
         &self,
         query: &Query,
         whom: &Whom,
         room: Room,
         asker: &Asker,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<(Vec<u8>, SocketAddr), Failure> {
         match whom {
             Whom::Encrypted(group) => {
                 let mut response = self.pools[*group].exchange(query.to_upstream()).await?;
@@ -425,15 +441,15 @@ impl Handler {
                     withdraw_ad(query, &mut response.message);
                 }
                 self.stats.encrypted.add();
-                Ok(response.message)
+                Ok((response.message, response.by))
             }
             Whom::Plain(nameservers) => {
                 self.stats.plaintext.add();
                 let (outlet, message) = (asker.outlet(), query.to_plaintext());
                 let exchange = self.plain.exchange(outlet, nameservers, &message, room.transport());
-                let mut answer = exchange.await?;
+                let (mut answer, by) = exchange.await?;
                 withdraw_ad(query, &mut answer);
-                Ok(answer)
+                Ok((answer, by))
             }
         }
     }

@@ -45,7 +45,14 @@ pub(super) struct Known {
 }
 
 /// A question that is being asked, for as many as want to hear the answer.
-pub(super) type Flight = Shared<LocalBoxFuture<'static, Result<Rc<[u8]>, Failure>>>;
+pub(super) type Flight = Shared<LocalBoxFuture<'static, Result<Landed, Failure>>>;
+
+/// An answer, and who gave it.
+#[derive(Clone)]
+pub(super) struct Landed {
+    pub(super) answer: Rc<[u8]>,
+    pub(super) by: SocketAddr,
+}
 
 /// What there is to know of an answer that was found.
 pub(super) struct Found {
@@ -119,7 +126,7 @@ impl Known {
     pub(super) fn join(
         &self,
         key: &Key,
-        ask: impl FnOnce() -> LocalBoxFuture<'static, Result<Rc<[u8]>, Failure>>,
+        ask: impl FnOnce() -> LocalBoxFuture<'static, Result<Landed, Failure>>,
     ) -> Flight {
         let mut flights = self.flights.borrow_mut();
         if let Some(flight) = flights.get(key.bytes()) {

@@ -22,6 +22,7 @@ pub mod query;
 pub mod response;
 pub mod stats;
 pub mod stream;
+pub mod tap;
 pub mod tcp;
 mod transfer;
 pub mod udp;

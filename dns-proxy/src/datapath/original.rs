@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use dns_proxy_common::DNS_PORT;
+use dns_proxy_common::{DNS_PORT, Origin};
 
 use crate::{
     addr,
@@ -18,6 +18,10 @@ use crate::{
 pub struct Admitted<'a> {
     /// Tells the client from others of the same listener.
     pub client: IpAddr,
+    /// Where it asks from.
+    pub peer: SocketAddr,
+    /// What its token stands for, if it asked somebody else.
+    pub origin: Option<Origin>,
     /// Whom it asked, if not us.
     pub nameserver: Option<IpAddr>,
     /// Its way out.
@@ -28,13 +32,15 @@ pub struct Admitted<'a> {
 #[derive(Clone)]
 pub struct Asker {
     client: IpAddr,
+    peer: SocketAddr,
+    origin: Option<Origin>,
     nameserver: Option<IpAddr>,
     outlet: Arc<Outlet>,
 }
 
 impl From<Admitted<'_>> for Asker {
-    fn from(Admitted { client, nameserver, outlet }: Admitted<'_>) -> Self {
-        Self { client, nameserver, outlet: Arc::clone(outlet) }
+    fn from(Admitted { client, peer, origin, nameserver, outlet }: Admitted<'_>) -> Self {
+        Self { client, peer, origin, nameserver, outlet: Arc::clone(outlet) }
     }
 }
 
@@ -52,7 +58,8 @@ impl Admitted<'_> {
 impl Asker {
     /// The same, lent.
     pub fn admitted(&self) -> Admitted<'_> {
-        Admitted { client: self.client, nameserver: self.nameserver, outlet: &self.outlet }
+        let Self { client, peer, origin, nameserver, ref outlet } = *self;
+        Admitted { client, peer, origin, nameserver, outlet }
     }
 
     /// What tells it from others of the same listener.

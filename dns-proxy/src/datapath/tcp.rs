@@ -57,7 +57,7 @@ pub async fn serve(
             }
         };
         let local = stream.local_addr().ok();
-        let Some(asker) = local.and_then(|local| gate.admit(client.ip(), local.ip())) else {
+        let Some(asker) = local.and_then(|local| gate.admit(client, local.ip())) else {
             handler.stats().denied.add();
             continue;
         };

@@ -163,7 +163,7 @@ impl Datagrams {
 
     /// Who asks; nothing if he may not.
     fn admit(&self, path: &Path) -> Option<Admitted<'_>> {
-        let admitted = self.gate.admit(path.client.ip(), path.local);
+        let admitted = self.gate.admit(path.client, path.local);
         if admitted.is_none() {
             self.handler.stats().denied.add();
         }

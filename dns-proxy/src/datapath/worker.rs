@@ -25,6 +25,7 @@ use super::{
     handler::{Handler, InFlight, Report},
     response::Room,
     stats::Stats,
+    tap::Tap,
     tcp,
     udp::{Datagram, Datagrams},
 };
@@ -68,6 +69,7 @@ enum Command {
 pub struct Worker {
     commands: mpsc::UnboundedSender<Command>,
     stats: Arc<Stats>,
+    tap: Arc<Tap>,
     pulse: Arc<Pulse>,
     thread: Option<JoinHandle<()>>,
 }
@@ -87,19 +89,21 @@ impl Worker {
         let stats = Arc::new(Stats::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let worker_stats = Arc::clone(&stats);
+        let tap = Arc::new(Tap::default());
+        let worker_tap = Arc::clone(&tap);
         let pulse = Arc::new(Pulse::new());
         let worker_pulse = Arc::clone(&pulse);
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             if let Err(error) = confine::worker() {
                 warn!(%error, "a worker thread keeps privileges that it does not need");
             }
-            let handler = Rc::new(Handler::new(&settings, cache, routes, worker_stats));
+            let handler = Rc::new(Handler::new(&settings, cache, routes, worker_stats, worker_tap));
             LocalSet::new().block_on(&runtime, async {
                 spawn_local(async move { worker_pulse.keep().await });
                 obey(inbox, handler).await;
             });
         })?;
-        Ok(Self { commands, stats, pulse, thread: Some(thread) })
+        Ok(Self { commands, stats, tap, pulse, thread: Some(thread) })
     }
 
     /// Serves these sockets from now on.
@@ -142,6 +146,11 @@ impl Worker {
     /// What it did so far.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Where its queries can be looked at.
+    pub fn tap(&self) -> &Tap {
+        &self.tap
     }
 
     /// What it has to say of itself; it does so between two other things. `None` if it is gone.

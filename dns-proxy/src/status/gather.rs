@@ -17,7 +17,11 @@ use super::{
 use crate::{
     addr::{ServerIdentity, UpstreamAddr},
     config::Config,
-    control::{identity, pattern::CgroupPattern, view::View},
+    control::{
+        identity::{self, Identities},
+        pattern::CgroupPattern,
+        view::View,
+    },
     datapath::{handler::Report, stats::Stats, worker},
     meter,
     moment::Moment,
@@ -84,6 +88,11 @@ impl Gatherer {
     /// What the control plane shows, if anything is intercepted.
     pub fn view(&self) -> Option<&View> {
         self.view.as_deref()
+    }
+
+    /// Who cgroups are, if anything is intercepted.
+    pub fn identities(&self) -> Option<&Identities> {
+        self.view().map(View::identities)
     }
 
     /// How the daemon is now.

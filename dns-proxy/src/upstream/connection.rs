@@ -485,7 +485,8 @@ impl Connection {
             self.server.tally.answers.update(|answers| answers + 1);
             self.server.rtt.answer(took);
             let authenticated = self.authenticated.get();
-            query.settle(Ok(Response { message: message.to_vec(), authenticated }));
+            let by = self.server.addr().socket_addr();
+            query.settle(Ok(Response { message: message.to_vec(), authenticated, by }));
         }
         Delivery::Taken
     }

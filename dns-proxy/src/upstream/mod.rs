@@ -21,7 +21,7 @@ mod server;
 mod tls;
 mod watch;
 
-use std::{os::fd::BorrowedFd, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::BorrowedFd, sync::Arc, time::Duration};
 
 pub use connection::ConnectionError;
 pub use outlet::{Interfaces, Network, Outlet, OwnNetwork, Side};
@@ -64,6 +64,8 @@ pub struct Response {
     pub message: Vec<u8>,
     /// Whether the server is known to be the one that was meant.
     pub authenticated: bool,
+    /// Which server.
+    pub by: SocketAddr,
 }
 
 /// Why there is no answer to a message.

@@ -146,8 +146,10 @@ mod tests {
     #[test]
     fn a_query_is_settled_once_and_called_off_by_dropping_its_answer() {
         let (query, answer) = outstanding();
-        let [first, second] =
-            [1, 2].map(|n| Ok(Response { message: vec![n], authenticated: true }));
+        let [first, second] = [1, 2].map(|n| {
+            let by = ([127, 0, 0, 1], 853).into();
+            Ok(Response { message: vec![n], authenticated: true, by })
+        });
         query.settle(first.clone());
         query.settle(second);
         assert!(!query.is_wanted());

@@ -91,7 +91,7 @@ impl Plain {
     }
 
     /// Asks the first of the nameservers, and the next ones if it fails, until there is an answer or
-    /// no time is left.
+    /// no time is left; who gave it.
     ///
     /// # Errors
     /// No answer within the configured time, and why.
@@ -101,7 +101,7 @@ impl Plain {
         nameservers: &Nameservers,
         message: &[u8],
         transport: Transport,
-    ) -> Result<Vec<u8>, PlainError> {
+    ) -> Result<(Vec<u8>, SocketAddr), PlainError> {
         let deadline = Instant::now() + self.timeout;
         let _turn = outlet.turn(deadline).await.ok_or(PlainError::Busy)?;
         let message = with_random_id(message);
@@ -111,7 +111,7 @@ impl Plain {
             let until = Instant::now() + left / (nameservers.addrs.len() - index) as u32;
             let errand = Errand { plain: self, outlet, side: nameservers.side, server, until };
             match timeout_at(until, errand.ask(&message, transport)).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => return Ok((answer, server)),
                 Ok(Err(error)) => last = PlainError::Io { server, reason: error.to_string() },
                 Err(_) => last = PlainError::Timeout { server },
             }
