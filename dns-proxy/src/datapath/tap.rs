@@ -111,7 +111,7 @@ impl Tap {
         &self,
         (asker, transport): (Admitted<'_>, Transport),
         (query, came): (&[u8], Instant),
-        (answer, outcome, by): (&[u8], Outcome, Option<SocketAddr>),
+        (answer, outcome, by): (&[u8], Outcome, Option<&SocketAddr>),
     ) {
         let Some(question) = Question::read(query) else {
             return;
@@ -129,7 +129,7 @@ impl Tap {
             qtype: question.qtype,
             qclass: question.qclass,
             outcome,
-            by,
+            by: by.copied(),
             rcode: answer.get(3).map_or(0, |flags| flags & flag::RCODE),
             answer_len: answer.len(),
             messages: whole.then(|| Messages { query: query.into(), answer: answer.into() }),

@@ -1,3 +1,5 @@
 //! What the daemon tells of itself: how it is, who asked what, and that nothing leaked.
 
+mod records;
 mod status;
+mod watch;

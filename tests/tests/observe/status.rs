@@ -125,7 +125,8 @@ fn without_a_daemon_or_the_right_status_says_so_and_fails() -> Result<()> {
         // Where anybody may run it.
         let program = dir.path().join("dns-proxy");
         if !program.exists() {
-            fs::copy(Daemon::program()?, &program)?;
+            // By a child: whoever forks meanwhile would keep a file that we write open.
+            output(Command::new("cp").args([&Daemon::program()?, &program]))?;
         }
         let mut command = Command::new(program);
         command.env_clear().arg("status").arg("--control").arg(&path);
