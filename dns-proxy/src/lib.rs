@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod app;
+pub mod audit;
 pub mod cache;
 pub mod cli;
 pub mod config;

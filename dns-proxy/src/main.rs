@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, error::ErrorKind};
 use dns_proxy::{
-    app,
+    app, audit,
     cli::{
-        Cli, Command, RunArgs, SharedArgs, StatusArgs, WatchArgs,
+        AuditArgs, Cli, Command, RunArgs, SharedArgs, StatusArgs, WatchArgs,
         layers::{Given, Origins, Refused},
     },
     config::{Config, ConfigError},
@@ -43,6 +43,10 @@ fn main() -> ExitCode {
             log_to_stderr(Level::WARN);
             finish(watch(args).map(|()| ExitCode::SUCCESS))
         }
+        Command::Audit(args) => {
+            log_to_stderr(Level::WARN);
+            finish(audit(&args))
+        }
         Command::Completion { shell } => {
             log_to_stderr(Level::WARN);
             let mut script = Vec::new();
@@ -72,6 +76,18 @@ fn status(args: &StatusArgs) -> Result<()> {
         text::page(&status)
     };
     write(&page).map(drop)
+}
+
+/// Whether all is clean, as an exit code.
+fn audit(args: &AuditArgs) -> Result<ExitCode> {
+    let audit = audit::audit(&args.control.control, args.length)?;
+    let page = if args.control.json {
+        serde_json::to_string_pretty(&audit)? + "\n"
+    } else {
+        audit::page(&audit)
+    };
+    write(&page)?;
+    Ok(if audit.clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Until the daemon ends, or the reader of our output.

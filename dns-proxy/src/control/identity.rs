@@ -16,6 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::CgroupId;
+use crate::escape;
 
 /// How many are remembered, those of cgroups that are gone included.
 const MAX_KNOWN: usize = 16_384;
@@ -104,6 +105,14 @@ impl Identity {
         };
         let cgroup = format!("/{}", levels.join("/"));
         Self { cgroup, kind, name, container_id, pod_uid, image: None, labels: BTreeMap::new() }
+    }
+
+    /// Who it is, in a word that is fit to be shown.
+    pub fn word(&self) -> String {
+        match self.kind {
+            Kind::Other => escape::plain(&self.cgroup),
+            Kind::Container | Kind::Pod | Kind::Unit => escape::plain(&self.name),
+        }
     }
 
     /// What a runtime says wins.

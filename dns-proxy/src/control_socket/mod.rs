@@ -17,12 +17,20 @@ pub const DEFAULT_PATH: &str = "/run/dns-proxy/control.sock";
 /// The longest request, in octets.
 pub const MAX_REQUEST: u64 = 64 * 1024;
 
+/// How long a [`Request::Count`] may last, in seconds.
+pub const COUNT_SECONDS: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
+
 /// What can be asked of a daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// How it is: one [`crate::status::Status`].
     Status {},
+    /// What happens from now on, a [`crate::observe::tally::Count`] after each so many seconds.
+    Count {
+        /// How many.
+        seconds: f64,
+    },
     /// Its queries from now on: [`crate::observe::Line`]s.
     Watch {
         /// Which ones.

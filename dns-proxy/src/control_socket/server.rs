@@ -21,15 +21,15 @@ use nix::{
 use serde::Serialize;
 use thiserror::Error;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
     sync::Semaphore,
     task::spawn_local,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{debug, error, warn};
 
-use super::{MAX_REQUEST, Refusal, Request};
+use super::{COUNT_SECONDS, MAX_REQUEST, Refusal, Request};
 use crate::{
     observe::hub::{Hub, Watcher},
     status::gather::Gatherer,
@@ -170,6 +170,13 @@ async fn answer(stream: UnixStream, gatherer: &Gatherer, hub: &Hub) -> io::Resul
     let mut stream = stream.into_inner();
     match serde_json::from_slice(&line) {
         Ok(Request::Status {}) => say(&mut stream, &gatherer.status().await).await,
+        Ok(Request::Count { seconds }) if COUNT_SECONDS.contains(&seconds) => {
+            count(stream, gatherer, hub, Duration::from_secs_f64(seconds)).await
+        }
+        Ok(Request::Count { .. }) => {
+            let error = format!("count for {COUNT_SECONDS:?} seconds");
+            say(&mut stream, &Refusal { error }).await
+        }
         Ok(Request::Watch { filter }) => watch(stream, &hub.watch(filter)).await,
         Err(error) => {
             let error = format!("not a request of this version ({error})");
@@ -195,8 +202,37 @@ async fn watch(mut stream: UnixStream, watcher: &Watcher) -> io::Result<()> {
     }
 }
 
+/// Counts, one after the other, for as long as the client takes them.
+async fn count(
+    stream: UnixStream,
+    gatherer: &Gatherer,
+    hub: &Hub,
+    period: Duration,
+) -> io::Result<()> {
+    let (mut gone, mut writer) = stream.into_split();
+    let mut nothing = [0];
+    let mut since = Instant::now();
+    // At the beginning, so that whoever asks knows how it was, and that it has begun.
+    let mut tally = hub.count();
+    let mut took = Duration::ZERO;
+    loop {
+        hub.turn();
+        let next = hub.count();
+        let counted = std::mem::replace(&mut tally, next).take();
+        let status = gatherer.status().await;
+        say(&mut writer, &counted.end(took.as_secs_f64(), status)).await?;
+        tokio::select! {
+            () = sleep_until(since + period) => {}
+            // It has nothing more to say but that it is gone.
+            _ = gone.read(&mut nothing) => return Ok(()),
+        }
+        took = since.elapsed();
+        since = Instant::now();
+    }
+}
+
 /// One line.
-async fn say(stream: &mut UnixStream, answer: &impl Serialize) -> io::Result<()> {
+async fn say(stream: &mut (impl AsyncWrite + Unpin), answer: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     timeout(PATIENCE, stream.write_all(&line)).await?

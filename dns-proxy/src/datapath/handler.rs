@@ -308,6 +308,7 @@ impl Handler {
             }
             Way::Transfer(nameservers) => {
                 self.stats.plaintext.add();
+                self.pass(query, &nameservers);
                 let (outlet, message) = (asker.outlet(), query.to_plaintext());
                 let transfer =
                     Box::pin(self.plain.transfer(outlet, &nameservers, &message)).await?;
@@ -357,6 +358,13 @@ impl Handler {
                     }
                 }
             }
+        }
+    }
+
+    /// Shows a query that goes out in plaintext.
+    fn pass(&self, query: &Query, nameservers: &Nameservers) {
+        if self.tap.is_open() {
+            self.tap.pass(query.name(), &nameservers.addrs);
         }
     }
 
@@ -449,6 +457,7 @@ impl Handler {
             }
             Whom::Plain(nameservers) => {
                 self.stats.plaintext.add();
+                self.pass(query, nameservers);
                 let (outlet, message) = (asker.outlet(), query.to_plaintext());
                 let exchange = self.plain.exchange(outlet, nameservers, &message, room.transport());
                 let (mut answer, by) = exchange.await?;

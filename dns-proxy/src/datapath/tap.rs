@@ -70,6 +70,26 @@ pub struct Record {
     pub messages: Option<Messages>,
 }
 
+/// A query on its way to a nameserver, in plaintext.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    /// The name asked for, on the wire.
+    pub name: Box<[u8]>,
+    /// Who is asked, one after the other.
+    pub nameservers: Vec<SocketAddr>,
+}
+
+/// What was seen at a tap since somebody last looked.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Queries that were answered.
+    pub records: Vec<Record>,
+    /// Queries that were sent in plaintext.
+    pub passed: Vec<Passed>,
+    /// How many of either were dropped.
+    pub dropped: u64,
+}
+
 /// What was sent to whom.
 #[derive(Clone, Debug)]
 pub struct Messages {
@@ -90,6 +110,7 @@ pub struct Tap {
 #[derive(Debug, Default)]
 struct Queue {
     records: Vec<Record>,
+    passed: Vec<Passed>,
     octets: usize,
 }
 
@@ -148,11 +169,24 @@ impl Tap {
         }
     }
 
-    /// Takes all that was shown since the last time; how many were dropped.
-    pub fn take(&self) -> (Vec<Record>, u64) {
+    /// Shows a query that is about to be sent in plaintext.
+    #[cold]
+    pub fn pass(&self, name: &[u8], nameservers: &[SocketAddr]) {
+        match self.queue.try_lock() {
+            Ok(mut queue) if queue.passed.len() < MAX_RECORDS => {
+                queue.passed.push(Passed { name: name.into(), nameservers: nameservers.into() });
+            }
+            Ok(_) | Err(_) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes all that was shown since the last time.
+    pub fn take(&self) -> Batch {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let Queue { records, .. } = mem::take(&mut *queue);
+        let Queue { records, passed, .. } = mem::take(&mut *queue);
         drop(queue);
-        (records, self.dropped.swap(0, Ordering::Relaxed))
+        Batch { records, passed, dropped: self.dropped.swap(0, Ordering::Relaxed) }
     }
 }

@@ -13,10 +13,10 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Line, Seen, filter::Filter, sink::Sink, who::Who};
+use super::{Line, Seen, filter::Filter, sink::Sink, tally::Tally, who::Who};
 use crate::{
     datapath::{
-        tap::{Interest, Record},
+        tap::{Batch, Interest, Record},
         worker::Worker,
     },
     status::gather::Gatherer,
@@ -31,6 +31,7 @@ const MAX_WAITING: usize = 1 << 20;
 pub struct Hub {
     workers: Arc<[Worker]>,
     watchers: RefCell<Vec<Weak<Watcher>>>,
+    tallies: RefCell<Vec<Weak<RefCell<Tally>>>>,
     sinks: Vec<Box<dyn Sink>>,
     who: RefCell<Who>,
     /// Wakes the loop.
@@ -50,7 +51,8 @@ impl Hub {
     /// One that gives everything to the sinks.
     pub fn new(workers: Arc<[Worker]>, gatherer: Arc<Gatherer>, sinks: Vec<Box<dyn Sink>>) -> Self {
         let who = RefCell::new(Who::new(gatherer));
-        Self { workers, watchers: RefCell::default(), sinks, who, wanted: Notify::new() }
+        let (watchers, tallies) = (RefCell::default(), RefCell::default());
+        Self { workers, watchers, tallies, sinks, who, wanted: Notify::new() }
     }
 
     /// Lets somebody look.
@@ -66,6 +68,15 @@ impl Hub {
         self.interest();
         self.wanted.notify_one();
         watcher
+    }
+
+    /// Counts from now on, as long as somebody has the tally.
+    pub fn count(&self) -> Rc<RefCell<Tally>> {
+        let tally = Rc::default();
+        self.tallies.borrow_mut().push(Rc::downgrade(&tally));
+        self.interest();
+        self.wanted.notify_one();
+        tally
     }
 
     /// Runs for good; it sleeps while nobody looks.
@@ -91,27 +102,31 @@ impl Hub {
         self.sinks.iter().map(|sink| (sink.name(), sink.dropped())).collect()
     }
 
-    /// Gives what there still is.
-    pub fn finish(&self) {
-        self.turn();
-    }
-
     /// Tells the workers how much there is to be shown.
     fn interest(&self) -> Interest {
         let mut watchers = self.watchers.borrow_mut();
         watchers.retain(|watcher| watcher.strong_count() > 0);
-        let of_watchers = if watchers.is_empty() { Interest::None } else { Interest::Queries };
+        let mut tallies = self.tallies.borrow_mut();
+        tallies.retain(|tally| tally.strong_count() > 0);
+        let nobody = watchers.is_empty() && tallies.is_empty();
+        let of_watchers = if nobody { Interest::None } else { Interest::Queries };
         let interest = self.sinks.iter().map(|sink| sink.interest()).fold(of_watchers, Ord::max);
         self.workers.iter().for_each(|worker| worker.tap().open(interest));
         interest
     }
 
-    fn turn(&self) {
+    /// Takes what workers have shown, and gives it.
+    pub fn turn(&self) {
         let watchers: Vec<_> = self.watchers.borrow().iter().filter_map(Weak::upgrade).collect();
+        let tallies: Vec<_> = self.tallies.borrow().iter().filter_map(Weak::upgrade).collect();
         for worker in &*self.workers {
-            let (records, dropped) = worker.tap().take();
+            let Batch { records, passed, dropped } = worker.tap().take();
             for record in &records {
-                self.give(record, &watchers);
+                self.give(record, &watchers, &tallies);
+            }
+            for tally in &tallies {
+                passed.iter().for_each(|passed| tally.borrow_mut().passed(passed));
+                tally.borrow_mut().missed(dropped);
             }
             if dropped > 0 {
                 watchers.iter().for_each(|watcher| watcher.missed(dropped));
@@ -121,13 +136,14 @@ impl Hub {
         watchers.iter().for_each(|watcher| watcher.more.notify_one());
     }
 
-    fn give(&self, record: &Record, watchers: &[Rc<Watcher>]) {
+    fn give(&self, record: &Record, watchers: &[Rc<Watcher>], tallies: &[Rc<RefCell<Tally>>]) {
         let mut wanted = watchers.iter().filter(|watcher| watcher.filter.takes(record)).peekable();
-        if wanted.peek().is_none() && self.sinks.is_empty() {
+        if wanted.peek().is_none() && self.sinks.is_empty() && tallies.is_empty() {
             return;
         }
         let seen = Seen::of(record, self.who.borrow_mut().is(record.origin));
         self.sinks.iter().for_each(|sink| sink.take(record, &seen));
+        tallies.iter().for_each(|tally| tally.borrow_mut().add(record, &seen));
         let mut line = None;
         for watcher in wanted.filter(|watcher| watcher.filter.takes_asker(&seen)) {
             let line = line.get_or_insert_with(|| line_of(&Line::Seen(Box::new(seen.clone()))));

@@ -12,6 +12,7 @@ pub mod filter;
 pub mod hub;
 pub mod query_log;
 pub mod sink;
+pub mod tally;
 pub mod thread;
 mod who;
 
@@ -23,10 +24,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    control::identity::{Identity, Kind},
-    datapath::tap::Record,
-    escape, mnemonic,
-    moment::Moment,
+    control::identity::Identity, datapath::tap::Record, escape, mnemonic, moment::Moment,
     upstream::Transport,
 };
 
@@ -121,8 +119,7 @@ impl Seen {
     /// Who asked, in a word.
     pub fn who(&self) -> String {
         match &self.asker {
-            Some(Identity { kind: Kind::Other, cgroup, .. }) => escape::plain(cgroup),
-            Some(identity) => escape::plain(&identity.name),
+            Some(identity) => identity.word(),
             None => self.client.ip().to_string(),
         }
     }

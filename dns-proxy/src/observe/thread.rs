@@ -71,7 +71,7 @@ impl Observer {
                 }
             });
             // What was shown until now is for the sinks too.
-            hub.finish();
+            hub.turn();
         })?;
         Ok(Self { orders, end: Some(end), thread: Some(thread) })
     }

@@ -1,5 +1,6 @@
 //! What the daemon tells of itself: how it is, who asked what, and that nothing leaked.
 
+mod audit;
 mod records;
 mod status;
 mod watch;
