@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{debug, info, warn};
 
 use crate::{
+    admin::{self, Admin},
     cache,
     config::{Config, Plain, Telling},
     confine,
@@ -39,6 +40,7 @@ use crate::{
         query_log::QueryLog,
         thread::{Observer, Reopen, Sinks},
     },
+    pulse::Pulse,
     status::gather::{Gatherer, REDIRECTIONS, REFUSALS},
     upstream::{Exempt, Settings},
 };
@@ -60,6 +62,8 @@ pub struct App {
     gatherer: Arc<Gatherer>,
     /// Only of `run`.
     observer: Option<Observer>,
+    pulse: Arc<Pulse>,
+    settings: Settings,
 }
 
 /// Without interception nothing of ours could be intercepted.
@@ -88,9 +92,10 @@ impl App {
             exempt,
         };
         if config.scope.select.is_empty() {
-            let workers = start_workers(&config, &settings(Arc::new(NothingToExempt)), &host)?;
+            let settings = settings(Arc::new(NothingToExempt));
+            let workers = start_workers(&config, &settings, &host)?;
             serve_plain(&config.plain, &workers, &NothingToExempt)?;
-            return Self::of(config, None, claim, workers, host);
+            return Self::of(config, None, claim, workers, host, settings);
         }
         let root = mounts::cgroup2_root(config.cgroup_root.as_deref())?;
         debug!(cgroup2 = %root.display(), "mounts");
@@ -99,7 +104,8 @@ impl App {
             _ => None,
         };
         let (bpf, events) = Bpf::load(config.guard, pins, config.kernel_log)?;
-        let workers = start_workers(&config, &settings(bpf.exempt()), &host)?;
+        let settings = settings(bpf.exempt());
+        let workers = start_workers(&config, &settings, &host)?;
         serve_plain(&config.plain, &workers, &*bpf.exempt())?;
         let tree = CgroupTree::new(root, config.fail);
         let scope = config.scope.clone();
@@ -107,7 +113,7 @@ impl App {
         let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers), rest)?;
         // Nobody has been without programs meanwhile.
         claim.iter_mut().for_each(Claim::settle);
-        Self::of(config, Some(control), claim, workers, host)
+        Self::of(config, Some(control), claim, workers, host, settings)
     }
 
     fn of(
@@ -116,11 +122,13 @@ impl App {
         claim: Option<Claim>,
         workers: Arc<[Worker]>,
         host: Host,
+        settings: Settings,
     ) -> Result<Self> {
         let view = control.as_ref().map(Control::view);
         let gatherer = Arc::new(Gatherer::new(&config, Arc::clone(&workers), view));
         let observer = start_observer(&config.telling, &workers, &gatherer)?;
-        Ok(Self { config, control, claim, workers, host, gatherer, observer })
+        let pulse = Arc::new(Pulse::new());
+        Ok(Self { config, control, claim, workers, host, gatherer, observer, pulse, settings })
     }
 
     /// Knows how the daemon is.
@@ -147,6 +155,17 @@ impl App {
             }
             never = self.host.follow(&self.workers) => match never {},
             never = self.config.policy.tls.follow() => match never {},
+            never = self.pulse.keep() => match never {},
+        }
+    }
+
+    /// What `--admin` tells of.
+    fn parts(&self) -> admin::Parts {
+        admin::Parts {
+            workers: Arc::clone(&self.workers),
+            main: Arc::clone(&self.pulse),
+            intercepts: self.control.is_some(),
+            upstream: self.settings.clone(),
         }
     }
 
@@ -225,9 +244,16 @@ pub async fn run(config: Config) -> Result<()> {
     if let Err(error) = confine::daemon(!config.scope.select.is_empty()) {
         warn!(%error, "the daemon keeps privileges that it does not need");
     }
+    let admin = match config.telling.admin {
+        admin::Place::Off => None,
+        admin::Place::At(addr) => Some(Admin::start(addr)?),
+    };
     let claim = claim(&config)?;
     let tls = Arc::clone(&config.policy.tls);
     let mut app = App::start(config, claim)?;
+    if let Some(admin) = &admin {
+        admin.running(app.parts());
+    }
     let namespaces = app.control.as_ref().map_or(0, Control::namespaces);
     info!(
         upstreams = %app.config.policy.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
@@ -252,6 +278,7 @@ pub async fn run(config: Config) -> Result<()> {
         notify(&[NotifyState::Stopping]);
     };
     let ended = app.run_until(end).await;
+    admin.iter().for_each(Admin::draining);
     match ended {
         Ok(()) => app.stop().await,
         Err(_) => app.fail().await.and(ended),

@@ -4,6 +4,7 @@
 //! upstream → wire`, `datapath → route → wire`, `datapath → cache → parts → wire`.
 
 pub mod addr;
+pub mod admin;
 pub mod app;
 pub mod audit;
 pub mod cache;

@@ -1,6 +1,7 @@
 //! Proof that threads still turn, for the kernel programs: a daemon that hangs counts as dead.
 
 use std::{
+    convert::Infallible,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -27,7 +28,7 @@ impl Pulse {
     }
 
     /// Beats for as long as the runtime of this thread turns, which is for good.
-    pub async fn keep(&self) {
+    pub async fn keep(&self) -> Infallible {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -15,6 +15,7 @@
 //! | what both of ours answer | [`Zone`], [`expected_a`] |
 //! | the daemon | [`Daemon`] |
 //! | a thread of it that hangs | [`freeze::Frozen`] |
+//! | an HTTP client | [`http`] |
 //! | another tool's kernel program | [`bpf::Foreign`] |
 //! | real programs that ask | [`clients`], the `dns-proxy-probe` binary |
 //!
@@ -34,6 +35,7 @@ pub mod dnsdist;
 pub mod dnsmasq;
 pub mod dot_server;
 pub mod freeze;
+pub mod http;
 pub mod kresd;
 pub mod leftovers;
 pub mod log;

@@ -20,6 +20,7 @@ use value::{
 
 use crate::{
     addr::UpstreamAddr,
+    admin,
     control::pattern::CgroupPattern,
     control_socket::{DEFAULT_PATH, Place},
     observe::dnstap,
@@ -41,6 +42,7 @@ pub struct Cli {
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Command {
     /// Runs the daemon: intercepts the selected cgroups, serves plain listeners, or both.
     Run(RunArgs),
@@ -117,6 +119,12 @@ pub struct RunArgs {
     /// `file:PATH`.
     #[arg(long, value_name = "TARGET", env = "DNS_PROXY_DNSTAP", help_heading = "Query log")]
     pub dnstap: Option<dnstap::Target>,
+
+    /// Where to answer HTTP for probes, scrapers and people: /healthz (the daemon is alive), /readyz
+    /// (queries are answered). `off` is nowhere. Whoever may connect may read.
+    #[arg(long, value_name = "ADDR:PORT|off", env = "DNS_PROXY_ADMIN")]
+    #[arg(default_value = "127.0.0.1:9153", help_heading = "Observation")]
+    pub admin: admin::Place,
 
     /// Options that `exec` has too.
     #[command(flatten)]

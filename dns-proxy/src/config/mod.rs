@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use crate::{
     addr::UpstreamAddr,
+    admin,
     cache::{self, Limits},
     cli::{self, Fail, Guard, PolicyArgs, RunArgs, SharedArgs},
     control::{cgroup::Scope, mounts},
@@ -70,6 +71,8 @@ pub struct Telling {
     pub query_log_max_size: Option<u64>,
     /// `--dnstap`.
     pub dnstap: Option<dnstap::Target>,
+    /// Where health is told.
+    pub admin: admin::Place,
 }
 
 /// Which way queries go, and whom to trust.
@@ -128,6 +131,7 @@ impl Config {
         }
         config.telling = Telling {
             control: args.control,
+            admin: args.admin,
             query_log: args.query_log,
             query_log_max_size: args.query_log_max_size,
             dnstap: args.dnstap,
@@ -179,6 +183,7 @@ impl Config {
             plain: Plain { listen: Vec::new(), allow_from: default_allow_from(), udp, tcp },
             telling: Telling {
                 control: Place::Off,
+                admin: admin::Place::Off,
                 query_log: None,
                 query_log_max_size: None,
                 dnstap: None,

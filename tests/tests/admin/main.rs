@@ -1,0 +1,5 @@
+//! What the daemon says of itself over HTTP, on the real network stack.
+
+mod health;
+mod place;
+mod server;
