@@ -16,6 +16,7 @@
 //! | the daemon | [`Daemon`] |
 //! | a thread of it that hangs | [`freeze::Frozen`] |
 //! | an HTTP client | [`http`] |
+//! | its start, step by step | [`steps::Starting`] |
 //! | another tool's kernel program | [`bpf::Foreign`] |
 //! | real programs that ask | [`clients`], the `dns-proxy-probe` binary |
 //!
@@ -51,6 +52,7 @@ pub mod runtimes;
 mod served;
 pub mod sockopt;
 pub mod stage;
+pub mod steps;
 pub mod storm;
 pub mod unbound;
 pub mod wait;

@@ -4,8 +4,7 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::Stdio,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,6 +16,7 @@ use dns_proxy_tests::{
     mounts::BPFFS,
     port53,
     process::{Process, output},
+    steps::Starting,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -54,26 +54,29 @@ fn is_encrypted(container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// Kills the daemon at many moments of its start, evenly spread, and looks each time.
+/// Kills the daemon before each step of its start, and looks each time.
 fn kill_while_starting(
     stage: &Stage,
     args: &[String],
     mut look: impl FnMut() -> Result<()>,
 ) -> Result<()> {
-    const MOMENTS: u32 = 16;
-    let launch = || Daemon::launch(stage.world.command(Daemon::program()?), args);
-    let started = Instant::now();
-    let mut whole = launch()?;
-    whole.wait_ready()?;
-    let took = started.elapsed();
-    whole.kill9()?;
-    look()?;
-    for moment in 1..MOMENTS {
-        let daemon = launch()?;
-        // No wait for anything: this moment is what is tested.
-        thread::sleep(took * moment / MOMENTS);
+    let all = {
+        let mut whole = Starting::launch(&stage.world, args)?;
+        let steps = whole.take(usize::MAX)?;
+        let is_ready =
+            |lines: &[String]| lines.iter().any(|line| line.contains(" ready upstreams="));
+        ensure!(whole.log().wait_until(LIMIT, is_ready), "it waits before it is ready");
+        whole.kill9()?;
+        look()?;
+        steps
+    };
+    println!("{all} steps");
+    for step in 0..all {
+        let mut daemon = Starting::launch(&stage.world, args)?;
+        // Threads of its own may take some of them in another order.
+        daemon.take(step)?;
         daemon.kill9()?;
-        look().with_context(|| format!("killed after {moment}/{MOMENTS} of {took:?}"))?;
+        look().with_context(|| format!("killed before step {step} of {all}"))?;
     }
     Ok(())
 }
@@ -146,8 +149,8 @@ fn killed_it_refuses_until_it_is_back_and_tokens_stay_valid() -> Result<()> {
 }
 
 #[test]
-fn killed_at_any_moment_of_its_start_it_leaves_dns_refused_and_the_next_start_mends_all()
--> Result<()> {
+fn killed_at_any_step_of_its_start_it_leaves_dns_refused_and_the_next_start_mends_all() -> Result<()>
+{
     let stage = Stage::new()?;
     let container = stage.world.container("app")?;
     start(&stage, &container)?.kill9()?;
@@ -171,7 +174,7 @@ fn killed_at_any_moment_of_its_start_it_leaves_dns_refused_and_the_next_start_me
 }
 
 #[test]
-fn killed_at_any_moment_of_its_start_one_that_fails_open_leaves_dns_as_it_was() -> Result<()> {
+fn killed_at_any_step_of_its_start_one_that_fails_open_leaves_dns_as_it_was() -> Result<()> {
     let stage = Stage::new()?;
     let container = stage.world.container("app")?;
     kill_while_starting(&stage, &stage.run_args(&[container.cgroup()])?, || {
