@@ -25,6 +25,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::upstream::{Interfaces, Network};
 
+/// The namespace that this thread is in.
+const OWN: &str = "/proc/thread-self/ns/net";
+
 /// A network namespace's identity: its inode in nsfs, unique while somebody holds the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId(pub u64);
@@ -81,6 +84,16 @@ impl Netns {
         Ok(Self { file, id })
     }
 
+    /// The same, held in a way that keeps nobody from unmounting the file.
+    ///
+    /// # Errors
+    /// The file is gone, or the namespace cannot be entered.
+    pub fn bound_to(path: &Path) -> io::Result<Self> {
+        // A descriptor that was opened by the file holds its mount, one from within does not.
+        let named = Self::at(path)?;
+        named.enter(|| Self::at(Path::new(OWN)))?
+    }
+
     /// Its cookie.
     ///
     /// # Errors
@@ -100,7 +113,7 @@ impl Netns {
     /// # Errors
     /// The namespace cannot be entered (CAP_SYS_ADMIN).
     pub fn enter<T>(&self, inside: impl FnOnce() -> T) -> io::Result<T> {
-        let home = File::open("/proc/thread-self/ns/net")?;
+        let home = File::open(OWN)?;
         setns(&self.file, CloneFlags::CLONE_NEWNET)?;
         let result = catch_unwind(AssertUnwindSafe(inside));
         if setns(home.as_fd(), CloneFlags::CLONE_NEWNET).is_err() {

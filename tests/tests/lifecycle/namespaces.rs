@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
-    Capture, Daemon, Stage, Zone,
+    Capture, Daemon, Netns, Stage, Zone,
     clients::{Libc, dig, probe},
     eventually, port53,
-    process::output,
+    process::{Process, output},
     world::UPLINK,
 };
 
@@ -81,6 +81,39 @@ fn a_service_that_enters_a_new_namespace_is_followed_there() -> Result<()> {
     ensure!(encrypted, "never answered from the new namespace");
     // Not even the first attempts, made before the daemon knew the namespace, were seen outside.
     camera.saw_only_tls()
+}
+
+/// Nothing tells of it: the service's cgroup is populated all the time.
+#[test]
+fn a_namespace_that_a_running_service_enters_and_leaves_is_found_and_let_go() -> Result<()> {
+    let stage = Stage::new()?;
+    let service = stage.world.container("service")?;
+    let place = stage.world.unannounced("place")?;
+    let daemon = stage.daemon(&[&service])?;
+    let mut visit = service.command("nsenter")?;
+    visit.arg(format!("--net={}", place.netns().path())).args(["sleep", "infinity"]);
+    let visit = Process::spawn(visit)?;
+    daemon.wait_until_serving(place.netns())?;
+    drop(visit);
+    daemon.wait_until_released(place.netns())
+}
+
+#[test]
+fn a_namespace_is_served_as_long_as_it_has_a_name() -> Result<()> {
+    let stage = Stage::new()?;
+    let service = stage.world.container("service")?;
+    let daemon = stage.daemon(&[&service])?;
+    let netns = Netns::new()?;
+    for _ in 0..2 {
+        for name in ["one", "other"] {
+            stage.world.name_netns(&netns, name)?;
+        }
+        daemon.wait_until_serving(&netns)?;
+        stage.world.unname_netns("one")?;
+        stage.world.unname_netns("other")?;
+        daemon.wait_until_released(&netns)?;
+    }
+    Ok(())
 }
 
 /// As dockerd does, which asks for its containers from inside their namespaces.

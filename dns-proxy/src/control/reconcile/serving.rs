@@ -99,7 +99,7 @@ impl Control {
     pub(super) fn serve_named(&mut self) {
         let unserved = |id: &NetnsId| !self.namespaces.contains_key(id);
         for id in self.names.ids().filter(unserved).collect::<Vec<_>>() {
-            let netns = self.names.get(id).and_then(|path| Netns::at(path).ok());
+            let netns = self.names.get(id).and_then(|path| Netns::bound_to(path).ok());
             if let Some(netns) = netns.filter(|netns| netns.id() == id) {
                 self.serve(netns, None);
                 // Nobody was in it before us.
