@@ -12,7 +12,9 @@ use dns_proxy_tests::{
     Capture, Daemon, Stage, Zone,
     clients::{dig, probe},
     container::INTERFACE,
-    eventually, port53,
+    eventually,
+    freeze::Frozen,
+    port53,
     process::output,
 };
 
@@ -179,6 +181,28 @@ fn cgroups_born_a_moment_ago_are_answered_where_a_pattern_decides() -> Result<()
     }
     // What was served because it asked too early is not held.
     daemon.wait_until_released(holder.netns())
+}
+
+/// The same for as long as the daemon may take to see them, which here is not at all.
+#[test]
+fn cgroups_that_nobody_has_seen_are_treated_as_if_they_were_meant() -> Result<()> {
+    let stage = Stage::new()?;
+    let holder = stage.world.container("new-holder")?;
+    let mut args = stage.run_args(&[])?;
+    args.push(format!("--cgroup={}/new-*", stage.world.cgroup().path()?));
+    let daemon = Daemon::start(&stage.world, &args)?;
+    daemon.wait_until_serving(holder.netns())?;
+    let witness = stage.witness(&holder)?;
+    let control = Frozen::thread(daemon.pid(), "dns-proxy")?;
+    for name in ["new-unseen", "other-unseen"] {
+        let cgroup = stage.world.cgroup().child(name)?;
+        let mut asking =
+            holder.command_in(&cgroup, dns_proxy_tests::artifacts::program("dns-proxy-probe")?)?;
+        let printed = output(asking.args(["udp-connected", "8.8.8.8", NAME])).context(name)?;
+        ensure!(printed.contains(&Zone::Encrypted.a().to_string()), "{name}: {printed}");
+    }
+    drop(control);
+    witness.saw_only_tls()
 }
 
 #[test]
