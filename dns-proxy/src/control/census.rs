@@ -432,7 +432,7 @@ mod tests {
 
     use super::*;
 
-    const FOREVER: Duration = Duration::from_mins(1);
+    const FOREVER: Duration = Duration::from_secs(60);
 
     /// Plain directories stand in for the tree: only what is made of it is tested here.
     struct Host {

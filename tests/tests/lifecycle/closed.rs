@@ -70,7 +70,6 @@ fn kill_while_starting(
         look()?;
         steps
     };
-    println!("{all} steps");
     for step in 0..all {
         let mut daemon = Starting::launch(&stage.world, args)?;
         // Threads of its own may take some of them in another order.
