@@ -17,6 +17,7 @@ pub mod datapath;
 pub mod duration;
 pub mod escape;
 pub mod exec;
+pub mod health;
 pub mod host;
 pub mod meter;
 pub mod mnemonic;

@@ -16,7 +16,7 @@ use dns_proxy::{
     },
     config::{Config, ConfigError},
     control_socket::{Request, client},
-    exec,
+    exec, health,
     observe::{Line, filter::Filter},
     status::{Status, text},
 };
@@ -46,6 +46,16 @@ fn main() -> ExitCode {
         Command::Audit(args) => {
             log_to_stderr(Level::WARN);
             finish(audit(&args))
+        }
+        Command::Health { admin } => {
+            log_to_stderr(Level::WARN);
+            finish(health::ask(admin).map(|()| ExitCode::SUCCESS).map_err(Into::into))
+        }
+        Command::Man { dir } => {
+            log_to_stderr(Level::WARN);
+            let written = clap_mangen::generate_to(Cli::command(), &dir);
+            let failed = || format!("cannot write manual pages to {}", dir.display());
+            finish(written.map(|()| ExitCode::SUCCESS).with_context(failed))
         }
         Command::Completion { shell } => {
             log_to_stderr(Level::WARN);

@@ -44,3 +44,12 @@ pub fn tool(package: &str, file: &str) -> Result<PathBuf> {
     }
     Ok(path)
 }
+
+/// The product of `cargo xtask dist` whose name ends so.
+pub fn dist(suffix: &str) -> Result<PathBuf> {
+    let profile = profile_dir()?;
+    let dir = profile.parent().context("the profile is in target")?.join("dist");
+    let entries = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found = entries.filter(|path| path.to_string_lossy().ends_with(suffix));
+    found.next().with_context(|| format!("no *{suffix} in {}: cargo xtask dist", dir.display()))
+}

@@ -5,7 +5,11 @@
     reason = "what chores have to say is for the terminal"
 )]
 
-use std::{ffi::OsString, path::Path, process::ExitCode};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -13,9 +17,11 @@ use clap::Parser;
 mod apt;
 mod bench;
 mod demo;
+mod dist;
 mod ebpf_toolchain;
 mod fuzz;
 mod run;
+mod sbom;
 mod setup;
 mod test;
 
@@ -27,7 +33,11 @@ enum Chore {
     ///
     /// Looks before it acts, so it can be repeated. Uses sudo if it must install packages and is
     /// not root.
-    Setup,
+    Setup {
+        /// Only what it takes to build
+        #[arg(long)]
+        build: bool,
+    },
     /// Set up what is missing, then check format and lints and run all tests
     ///
     /// The tests on the real kernel need root: without it they are started with sudo.
@@ -53,6 +63,18 @@ enum Chore {
     },
     /// Set up what is missing, then show that DNS leaves a container only inside TLS
     Demo,
+    /// Set up what is missing, then make what users are given, in target/dist
+    ///
+    /// From the commit that is checked out; for a release that is the one with the version's tag.
+    Dist {
+        /// What to make; all if nothing is named
+        products: Vec<dist::Product>,
+    },
+    /// Write the bill of materials of the daemon (CycloneDX)
+    Sbom {
+        /// Where to
+        file: PathBuf,
+    },
     /// Set up what is missing, then measure what dns-proxy costs
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -64,12 +86,15 @@ fn main() -> Result<ExitCode> {
     std::env::set_current_dir(&workspace)
         .with_context(|| format!("the workspace {} is gone", workspace.display()))?;
     match chore {
-        Chore::Setup => {
-            setup::run(setup::Report::Everything, setup::Purpose::Tests).map(|()| ExitCode::SUCCESS)
+        Chore::Setup { build } => {
+            let purpose = if build { setup::Purpose::Build } else { setup::Purpose::Tests };
+            setup::run(setup::Report::Everything, purpose).map(|()| ExitCode::SUCCESS)
         }
         Chore::Test { full, storm, arguments } => test::run(full, storm, arguments),
         Chore::Fuzz { time } => fuzz::run(time),
         Chore::Demo => demo::run(),
+        Chore::Dist { products } => dist::run(&products).map(|()| ExitCode::SUCCESS),
+        Chore::Sbom { file } => sbom::write(&file, &dist::host()?).map(|()| ExitCode::SUCCESS),
         Chore::Bench(bench) => bench::run(&bench),
     }
 }

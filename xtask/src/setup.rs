@@ -30,6 +30,8 @@ pub(crate) enum Report {
 /// What must be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
+    /// To build everything.
+    Build,
     /// To build everything and run the demo.
     Demo,
     /// That and every test.
@@ -40,13 +42,17 @@ pub(crate) enum Purpose {
 
 /// Programs (or files, if they start with a slash), the Debian packages that bring them, and what
 /// they are for. The kernel programs' compiler is not so simple, see [`ebpf_compiler`].
-const REQUIREMENTS: &[(&str, &[&str], &str)] = &[
+const BUILT_WITH: &[(&str, &[&str], &str)] = &[
     ("cc", &["gcc", "libc6-dev"], "links every program"),
     (
         "/etc/ssl/certs/ca-certificates.crt",
         &["ca-certificates"],
         "crates.io and public DNS servers are verified with it",
     ),
+];
+
+/// What the demo, the tests and the bench have in common, in the same way.
+const RUN_WITH: &[(&str, &[&str], &str)] = &[
     ("ip", &["iproute2"], "makes network namespaces"),
     ("ss", &["iproute2"], "shows who listens where"),
     ("nsenter", &["util-linux"], "enters namespaces"),
@@ -108,12 +114,13 @@ const MEASURED_BESIDE: &[(&str, &[&str], &str)] = &[
 /// Installs what is missing.
 pub(crate) fn run(report: Report, purpose: Purpose) -> Result<()> {
     let mut packages = Vec::new();
-    let further = match purpose {
-        Purpose::Demo => &[],
-        Purpose::Tests => TESTED_WITH,
-        Purpose::Bench => MEASURED_BESIDE,
+    let further: &[&[_]] = match purpose {
+        Purpose::Build => &[],
+        Purpose::Demo => &[RUN_WITH],
+        Purpose::Tests => &[RUN_WITH, TESTED_WITH],
+        Purpose::Bench => &[RUN_WITH, MEASURED_BESIDE],
     };
-    for (what, from, why) in REQUIREMENTS.iter().chain(further) {
+    for (what, from, why) in [&[BUILT_WITH], further].concat().into_iter().flatten() {
         if exists(what) {
             found(report, what);
         } else {

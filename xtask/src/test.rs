@@ -9,8 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    demo,
-    ebpf_toolchain::command,
+    demo, dist,
     run::{cargo, finish, is_root, succeeds},
     setup,
 };
@@ -67,10 +66,7 @@ fn with_ignored(full: bool, mut arguments: Vec<OsString>) -> Vec<OsString> {
 
 /// As cargo spells it in the names of variables.
 fn host_triple() -> Result<String> {
-    let version = command("rustc").arg("-vV").output().context("cannot run rustc")?;
-    let version = String::from_utf8(version.stdout)?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc -vV names no host")?.to_uppercase().replace('-', "_"))
+    Ok(dist::host()?.to_uppercase().replace('-', "_"))
 }
 
 /// What all test programs together report.

@@ -61,10 +61,24 @@ pub enum Command {
     /// What the daemon counts is held against the kernel's counters and against the packets that are seen
     /// on the interfaces of the network namespaces in scope. It takes two seconds more than it is for.
     Audit(AuditArgs),
+    /// Asks the daemon of this host whether it is well; exits with 0 if so. For containers' health
+    /// checks.
+    Health {
+        /// The daemon's admin address.
+        #[arg(long, value_name = "ADDR:PORT", env = "DNS_PROXY_ADMIN")]
+        #[arg(default_value = "127.0.0.1:9153")]
+        admin: SocketAddr,
+    },
     /// Prints a completion script for a shell.
     Completion {
         /// Which shell.
         shell: Shell,
+    },
+    /// Writes the manual pages, for packages.
+    #[command(hide = true)]
+    Man {
+        /// An existing directory.
+        dir: PathBuf,
     },
 }
 
