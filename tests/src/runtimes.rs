@@ -171,6 +171,11 @@ impl<'a> Runtimes<'a> {
         Ok(Docker { runtimes: self, _process: process })
     }
 
+    /// Runs a program on the host, in the engines' cgroup, and gives what it printed.
+    pub fn host(&self, program: &str, args: &[&str]) -> Result<String> {
+        output(self.command(program)?.args(args))
+    }
+
     /// A command on the host, outside all test cgroups.
     pub(crate) fn on_host(&self, program: &str) -> Command {
         self.world.command(program)

@@ -7,12 +7,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     demo,
     ebpf_toolchain::command,
-    run::{cargo, exists, finish, succeeds},
+    run::{as_root, cargo, exists, finish, succeeds},
     sbom, setup,
 };
 
@@ -145,17 +145,31 @@ impl Dist {
 
     /// Builds the Dockerfile, and keeps the image as a file that engines load.
     fn image(&self) -> Result<()> {
-        let engine = engine()?;
-        let tag = format!("dns-proxy:{}", self.source.version);
-        let mut build = command(&engine);
-        build.args(["build", "--network", "host", "--tag", &tag]);
-        for (name, value) in [("VERSION", &self.source.version), ("REVISION", &self.source.commit)]
-        {
-            build.arg("--build-arg").arg(format!("{name}={value}"));
+        const OWN_ENGINE: &str = include_str!("image.sh");
+        let Source { version, commit, .. } = &self.source;
+        let file = self.dir.join(format!("dns-proxy-{version}-image.tar"));
+        if let Some(engine) = engine() {
+            let tag = format!("dns-proxy:{version}");
+            let mut build = command(&engine);
+            build.args(["build", "--network", "host", "--tag", &tag, "--tag", "dns-proxy"]);
+            build.arg("--build-arg").arg(format!("VERSION={version}"));
+            build.arg("--build-arg").arg(format!("REVISION={commit}"));
+            finish(build.arg("."))?;
+            finish(
+                command(&engine).args(["save", "--output"]).arg(&file).args([&tag, "dns-proxy"]),
+            )?;
+        } else {
+            ensure!(
+                exists("dockerd") && exists("debootstrap"),
+                "no container engine answers: start Docker (or name its socket in DOCKER_HOST), \
+                 install podman, or leave the image out (cargo xtask dist tar deb)"
+            );
+            println!("note     no container engine answers: one is started for this, and ended");
+            let state = demo::target()?.join("image");
+            let mut own = as_root("unshare");
+            own.args(["--mount", "sh", "-c", OWN_ENGINE, "image.sh"]).arg(state);
+            finish(own.args([version, commit]).arg(&file))?;
         }
-        finish(build.arg("."))?;
-        let file = self.dir.join(format!("dns-proxy-{}-image.tar", self.source.version));
-        finish(command(&engine).args(["save", "--output"]).arg(&file).arg(&tag))?;
         finish(command("gzip").args(["-9n", "--force"]).arg(&file))
     }
 
@@ -215,19 +229,15 @@ pub(crate) fn host() -> Result<String> {
     Ok(host.context("rustc -vV names no host")?.to_owned())
 }
 
-/// An engine that works here.
-fn engine() -> Result<String> {
-    for engine in ["/usr/bin/docker", "docker", "podman"] {
-        let mut asked = Command::new(engine);
+/// An engine that answers.
+fn engine() -> Option<String> {
+    let answers = |engine: &&str| {
+        let mut asked = command(engine);
         asked.arg("info").stdout(Stdio::null()).stderr(Stdio::null());
-        if exists(engine) && succeeds(&mut asked).unwrap_or(false) {
-            return Ok(engine.to_owned());
-        }
-    }
-    bail!(
-        "no container engine answers: start Docker (or name its socket in DOCKER_HOST), install \
-         podman, or leave the image out (cargo xtask dist tar deb)"
-    )
+        exists(engine) && succeeds(&mut asked).unwrap_or(false)
+    };
+    // Another client than Debian's may come first in PATH.
+    ["/usr/bin/docker", "docker"].iter().find(answers).map(ToString::to_string)
 }
 
 fn git(arguments: &[&str]) -> Result<String> {

@@ -2,4 +2,5 @@
 //! image under real engines, the program on other kernels. Slow, hence `cargo xtask test --full`,
 //! which makes all of it first.
 
+mod image;
 mod systemd;

@@ -25,14 +25,12 @@ fn installed<'a>(stage: &'a Stage, scope: &str, masked: &[&str]) -> Result<Machi
 }
 
 fn configure(stage: &Stage, machine: &Machine<'_>, scope: &str) -> Result<()> {
-    fs::create_dir_all(machine.root().join("etc/dns-proxy"))?;
-    fs::copy(stage.pki.ca_file(), machine.root().join("etc/dns-proxy/ca.pem"))?;
+    fs::copy(stage.pki.ca_file(), machine.root().join("etc/ca.pem"))?;
     let settings = format!(
-        "DNS_PROXY_CGROUP={scope}\nDNS_PROXY_UPSTREAM={UPSTREAM}#{UPSTREAM_NAME}\n\
-         DNS_PROXY_CA=/etc/dns-proxy/ca.pem\nDNS_PROXY_NO_SYSTEM_ROOTS=yes\n\
-         DNS_PROXY_CACHE_SIZE=0\n"
+        "cgroup = [\"{scope}\"]\nupstream = [\"{UPSTREAM}#{UPSTREAM_NAME}\"]\nca = [\"/etc/ca.pem\"]\n\
+         no_system_roots = true\ncache_size = \"0\"\n"
     );
-    fs::write(machine.root().join("etc/default/dns-proxy"), settings).context("write settings")
+    fs::write(machine.root().join("etc/dns-proxy.toml"), settings).context("write settings")
 }
 
 fn is_encrypted(printed: &str) -> Result<()> {
@@ -68,8 +66,7 @@ fn the_package_installs_starts_reloads_and_is_removed_without_a_trace() -> Resul
         "find /etc /usr /var/lib /run /sys/fs/bpf -name '*dns-proxy*' ! -name 'dns-proxy-probe' \
          ! -path '/run/systemd/*' ! -path '/var/lib/systemd/*'; ip route show table local | grep proto.83 || true",
     )?;
-    let left: Vec<_> = left.lines().filter(|line| !line.ends_with("/etc/dns-proxy")).collect();
-    ensure!(left.is_empty(), "left behind: {left:?}");
+    ensure!(left.is_empty(), "left behind: {left}");
     Ok(())
 }
 
