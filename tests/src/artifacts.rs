@@ -53,3 +53,17 @@ pub fn dist(suffix: &str) -> Result<PathBuf> {
     let mut found = entries.filter(|path| path.to_string_lossy().ends_with(suffix));
     found.next().with_context(|| format!("no *{suffix} in {}: cargo xtask dist", dir.display()))
 }
+
+/// The newest test program of this name, in this build.
+pub fn test_program(name: &str) -> Result<PathBuf> {
+    let dir = profile_dir()?.join("deps");
+    let is_one = |path: &PathBuf| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let hash = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+        hash.is_some_and(|hash| hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    let found = fs::read_dir(&dir)?.flatten().map(|entry| entry.path()).filter(is_one);
+    let newest =
+        found.max_by_key(|path| fs::metadata(path).and_then(|found| found.modified()).ok());
+    newest.with_context(|| format!("no test program {name} in {}: cargo test", dir.display()))
+}

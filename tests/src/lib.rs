@@ -56,6 +56,7 @@ pub mod stage;
 pub mod steps;
 pub mod storm;
 pub mod unbound;
+pub mod vm;
 pub mod wait;
 pub mod wire;
 pub mod world;

@@ -3,4 +3,5 @@
 //! which makes all of it first.
 
 mod image;
+mod kernels;
 mod systemd;
