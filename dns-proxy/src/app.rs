@@ -21,6 +21,7 @@ use crate::{
         bpf::{Bpf, Pins},
         cgroup::CgroupTree,
         claim::{Claim, ClaimError},
+        kernel,
         mounts::{self, MountError},
         reconcile::Control,
         sockets,
@@ -97,6 +98,7 @@ impl App {
             serve_plain(&config.plain, &workers, &NothingToExempt)?;
             return Self::of(config, None, claim, workers, host, settings);
         }
+        kernel::check()?;
         let root = mounts::cgroup2_root(config.cgroup_root.as_deref())?;
         debug!(cgroup2 = %root.display(), "mounts");
         let pins = match (&claim, config.fail) {

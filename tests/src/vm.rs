@@ -5,6 +5,7 @@
 //! was fetched stays in `target/tmp` for the next run.
 
 use crate::artifacts::{profile_dir, program, tmp_dir};
+use crate::clients::Libc;
 use crate::leftovers::scratch_dir;
 use crate::process::output;
 use anyhow::{Context, Result, ensure};
@@ -17,7 +18,7 @@ use std::process::Command;
 /// Seconds that a machine may run; emulation is some twenty times slower, and the host is busy.
 const LIMIT: &str = "540";
 /// What our test programs start.
-const TOOLS: [&str; 4] = ["ip", "dig", "nsenter", "ss"];
+const TOOLS: [&str; 5] = ["ip", "dig", "nsenter", "ss", "find"];
 /// What is not in the kernel itself.
 const MODULES: [&str; 4] = ["veth", "inet_diag", "tcp_diag", "udp_diag"];
 /// Fetches a kernel's packages and unpacks them; prints its name.
@@ -154,6 +155,10 @@ impl Kernel {
             let to = root.join(to).join(program.file_name().context("a file")?);
             output(Command::new("strip").arg("-o").arg(to).arg(program))?;
         }
+        // There is no compiler in there.
+        let client = Libc::Glibc.program()?;
+        libraries.extend(needs(&client));
+        fs::copy(&client, root.join("t/tmp").join(client.file_name().context("a file")?))?;
         for library in libraries {
             let to = root.join(library.strip_prefix("/")?);
             fs::create_dir_all(to.parent().context("a library is in a directory")?)?;

@@ -237,7 +237,7 @@ fn engine() -> Option<String> {
         exists(engine) && succeeds(&mut asked).unwrap_or(false)
     };
     // Another client than Debian's may come first in PATH.
-    ["/usr/bin/docker", "docker"].iter().find(answers).map(ToString::to_string)
+    ["/usr/bin/docker", "docker"].into_iter().find(answers).map(ToOwned::to_owned)
 }
 
 fn git(arguments: &[&str]) -> Result<String> {

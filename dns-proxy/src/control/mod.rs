@@ -15,6 +15,7 @@ pub mod cgroup;
 pub mod claim;
 pub mod device_routes;
 pub mod identity;
+pub mod kernel;
 pub mod locals;
 pub mod mounts;
 pub mod named;
