@@ -2,6 +2,8 @@
 //! image under real engines, the program on other kernels. Slow, hence `cargo xtask test --full`,
 //! which makes all of it first.
 
+#![expect(clippy::print_stdout, reason = "figures that the run is to show")]
+
 mod image;
 mod kernels;
 mod systemd;
