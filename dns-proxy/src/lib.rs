@@ -30,5 +30,6 @@ pub mod pulse;
 pub mod route;
 pub mod size;
 pub mod status;
+pub mod top;
 pub mod upstream;
 pub mod wire;

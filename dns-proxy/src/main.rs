@@ -19,6 +19,7 @@ use dns_proxy::{
     exec, health,
     observe::{Line, filter::Filter},
     status::{Status, text},
+    top,
 };
 use tracing::{Level, error};
 use tracing_subscriber::EnvFilter;
@@ -42,6 +43,10 @@ fn main() -> ExitCode {
         Command::Watch(args) => {
             log_to_stderr(Level::WARN);
             finish(watch(args).map(|()| ExitCode::SUCCESS))
+        }
+        Command::Top(args) => {
+            log_to_stderr(Level::WARN);
+            finish(top::top(&args.control).map(|()| ExitCode::SUCCESS))
         }
         Command::Audit(args) => {
             log_to_stderr(Level::WARN);

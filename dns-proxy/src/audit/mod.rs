@@ -124,7 +124,7 @@ pub fn audit(control: &Path, length: Duration) -> Result<Audit> {
         for asker in last.askers.drain(..) {
             let key = asker.who.as_ref().map_or_else(|| asker.name(), |who| who.cgroup.clone());
             let empty = Asker { sums: Sums::default(), ..asker.clone() };
-            add(&mut askers.entry(key).or_insert(empty).sums, &asker.sums);
+            askers.entry(key).or_insert(empty).sums += asker.sums;
         }
         if last.status.at.since(first.at) >= length {
             break;
@@ -174,16 +174,6 @@ fn seen(wire: &Wire, plaintext: &HashSet<Plaintext>) -> Seen {
         }
     }
     seen
-}
-
-fn add(sum: &mut Sums, other: &Sums) {
-    sum.queries += other.queries;
-    sum.encrypted += other.encrypted;
-    sum.cached += other.cached;
-    sum.local += other.local;
-    sum.plaintext += other.plaintext;
-    sum.failed += other.failed;
-    sum.latency_ms += other.latency_ms;
 }
 
 fn judge(first: &Status, last: &Status, askers: Vec<Asker>, wire: Seen, missed: u64) -> Audit {

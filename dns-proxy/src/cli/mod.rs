@@ -55,6 +55,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Shows queries as they are answered.
     Watch(WatchArgs),
+    /// Shows who asks how much, what for, and through whom, on a screen that keeps up.
+    Top(TopArgs),
     /// Gives evidence that nothing left in plaintext that was not to; exit code 1 if something did, or
     /// nobody can tell.
     ///
@@ -163,6 +165,14 @@ pub struct StatusArgs {
     /// Options that others have too.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Options of `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// The daemon's control socket.
+    #[arg(long, value_name = "PATH", env = "DNS_PROXY_CONTROL", default_value = DEFAULT_PATH)]
+    pub control: PathBuf,
 }
 
 /// Options of `audit`.

@@ -122,6 +122,18 @@ impl Sums {
     }
 }
 
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.queries += other.queries;
+        self.encrypted += other.encrypted;
+        self.cached += other.cached;
+        self.local += other.local;
+        self.plaintext += other.plaintext;
+        self.failed += other.failed;
+        self.latency_ms += other.latency_ms;
+    }
+}
+
 impl Tally {
     /// A query was answered.
     pub(super) fn add(&mut self, record: &Record, seen: &Seen) {

@@ -3,11 +3,16 @@
 //! Gathered when somebody asks ([`gather`]), from counters that are there anyway and from what workers
 //! say of themselves between two queries; shown to people by [`text`].
 
+#[cfg(test)]
+mod example;
 pub mod gather;
 pub mod text;
 mod warnings;
 
 use std::collections::BTreeMap;
+
+#[cfg(test)]
+pub(crate) use example::example;
 
 use serde::{Deserialize, Serialize};
 

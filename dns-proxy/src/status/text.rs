@@ -41,7 +41,7 @@ pub fn page(status: &Status) -> String {
     section("scope", scopes(status));
     section("namespaces", namespaces(status));
     section("listeners", status.listen.clone());
-    section("upstreams", status.upstreams.iter().map(upstream).collect());
+    section("upstreams", status.upstreams.iter().flat_map(upstream).collect());
     section("cache", vec![cache(status)]);
     section("queries", vec![queries(status)]);
     section("kernel", kernel(status));
@@ -91,7 +91,7 @@ fn namespaces(status: &Status) -> Vec<String> {
     }]
 }
 
-fn upstream(upstream: &Upstream) -> String {
+fn upstream(upstream: &Upstream) -> [String; 2] {
     let state = match upstream.state {
         UpstreamState::Up => "up",
         UpstreamState::Idle => "idle",
@@ -101,22 +101,25 @@ fn upstream(upstream: &Upstream) -> String {
     let name = upstream.name.as_ref().map(|name| format!("#{name}")).unwrap_or_default();
     let latency = upstream.latency_seconds;
     let latency = latency.map_or("-".to_owned(), |latency| format!("{:.1} ms", latency * 1e3));
-    let mut line = format!(
-        "{:<32}{state:<7}{latency:>9}  {} answers, {} failures, {} of {} connections open, {} resumed",
+    let first = format!(
+        "{:<32}{state:<7}{latency:>9}  {} answers, {} failures",
         plain(&format!("{}{name}", upstream.address)),
         number(upstream.answers),
         number(upstream.failures),
+    );
+    let mut second = format!(
+        "    {} connections open, {} made, {} resumed",
         number(upstream.connections),
         number(upstream.connected),
         number(upstream.resumed),
     );
     if let Some(expires) = upstream.certificate_expires {
-        let _ = write!(line, ", certificate until {}", expires.day());
+        let _ = write!(second, ", certificate until {}", expires.day());
     }
     if upstream.of_route {
-        line.push_str(", for a route");
+        second.push_str(", for a route");
     }
-    line
+    [first, second]
 }
 
 fn cache(status: &Status) -> String {

@@ -3,4 +3,5 @@
 mod audit;
 mod records;
 mod status;
+mod top;
 mod watch;
