@@ -26,6 +26,7 @@ pub struct Capture {
     socket: OwnedFd,
     interface: String,
     packets: Vec<Packet>,
+    keeps: fn(&Packet) -> bool,
 }
 
 impl Capture {
@@ -46,7 +47,12 @@ impl Capture {
             .with_context(|| format!("capture on {interface}"))?;
         let interface = interface.to_owned();
         let packets = Vec::new();
-        Ok(Self { socket, interface, packets })
+        Ok(Self { socket, interface, packets, keeps: |_| true })
+    }
+
+    /// Forgets all other packets as soon as they have been looked at.
+    pub fn only(self, keeps: fn(&Packet) -> bool) -> Self {
+        Self { keeps, ..self }
     }
 
     /// What has passed so far.
@@ -54,7 +60,10 @@ impl Capture {
         let mut frame = vec![0; FRAME_BYTES];
         loop {
             match recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
-                Ok(length) => self.packets.extend(Packet::parse(&frame[..length])),
+                Ok(length) => {
+                    let packet = Packet::parse(&frame[..length]);
+                    self.packets.extend(packet.filter(self.keeps));
+                }
                 Err(Errno::EAGAIN) => break,
                 // The interface went away; what passed before is still to be read.
                 Err(Errno::ENETDOWN) => {}

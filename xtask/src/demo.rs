@@ -15,16 +15,23 @@ use crate::{
 
 /// `cargo xtask demo`: builds the demo and becomes it.
 pub(crate) fn run() -> Result<ExitCode> {
+    become_program("dns-proxy-demo", &[])
+}
+
+/// Sets up what is missing, builds one of these programs and becomes it.
+pub(crate) fn become_program(name: &str, args: &[String]) -> Result<ExitCode> {
     setup::run(setup::Report::Changes, setup::Purpose::Demo)?;
-    let mut demo = program("dns-proxy-demo")?;
-    let error = demo.exec();
-    Err(error).with_context(|| format!("cannot run {}", demo.get_program().display()))
+    let mut command = program(name)?;
+    let error = command.args(args).exec();
+    Err(error).with_context(|| format!("cannot run {}", command.get_program().display()))
 }
 
 /// Builds the daemon and one of these programs.
 pub(crate) fn program(name: &str) -> Result<Command> {
     finish(&mut cargo("build --release -p dns-proxy --bin dns-proxy"))?;
-    finish(&mut cargo(&format!("build --release -p dns-proxy-tests --bin {name}")))?;
+    // Most of them let the probe ask.
+    let programs = format!("build --release -p dns-proxy-tests --bin dns-proxy-probe --bin {name}");
+    finish(&mut cargo(&programs))?;
 
     Ok(as_root(target()?.join("release").join(name)))
 }

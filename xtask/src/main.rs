@@ -61,6 +61,34 @@ enum Chore {
         #[arg(value_parser = clap::value_parser!(u32).range(1..))]
         time: u32,
     },
+    /// Set up what is missing, then kill, starve and flood a daemon, and count what comes of it
+    ///
+    /// Takes half an hour. Fails if a query leaks, or something is left behind or unanswered.
+    Chaos {
+        /// How often it is killed in either failure mode
+        #[arg(long, value_name = "N", default_value_t = 1_000)]
+        kills: u32,
+        /// How many namespaces come, ask and go
+        #[arg(long, value_name = "N", default_value_t = 10_000)]
+        namespaces: u32,
+        /// Only faults whose name contains this: kill, pause, uplink, addresses, upstream,
+        /// descriptors, names, churn, flood
+        #[arg(long, value_name = "WORD")]
+        only: Option<String>,
+    },
+    /// Set up what is missing, then let a daemon run under load while namespaces come and go
+    ///
+    /// Prints what it takes each minute, and fails if that grows.
+    Soak {
+        /// How long, in minutes
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+        minutes: u32,
+        /// Queries a second
+        #[arg(long, value_name = "N", default_value_t = 10_000)]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+        rate: u32,
+    },
     /// Set up what is missing, then show that DNS leaves a container only inside TLS
     Demo,
     /// Set up what is missing, then make what users are given, in target/dist
@@ -92,6 +120,16 @@ fn main() -> Result<ExitCode> {
         }
         Chore::Test { full, storm, arguments } => test::run(full, storm, arguments),
         Chore::Fuzz { time } => fuzz::run(time),
+        Chore::Chaos { kills, namespaces, only } => {
+            let mut args = vec!["--kills".into(), kills.to_string()];
+            args.extend(["--namespaces".into(), namespaces.to_string()]);
+            args.extend(only.into_iter().flat_map(|only| ["--only".into(), only]));
+            demo::become_program("dns-proxy-chaos", &args)
+        }
+        Chore::Soak { minutes, rate } => {
+            let args = ["soak".into(), minutes.to_string(), rate.to_string()];
+            demo::become_program("dns-proxy-chaos", &args)
+        }
         Chore::Demo => demo::run(),
         Chore::Dist { products } => dist::run(&products).map(|()| ExitCode::SUCCESS),
         Chore::Sbom { file } => sbom::write(&file, &dist::host()?).map(|()| ExitCode::SUCCESS),

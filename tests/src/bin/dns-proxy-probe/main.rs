@@ -13,6 +13,7 @@ mod raw;
 mod ring;
 mod shapes;
 mod sources;
+mod steady;
 mod streams;
 
 use anyhow::{Context, Result, bail};
@@ -52,6 +53,8 @@ const USAGE: &str = "usage: dns-proxy-probe [--timeout SECONDS] COMMAND
   recurse N NAME                      asks as many, one after another, again where refused; an old
                                       connection over UDP and one over TCP must last throughout
   many N CONCURRENCY SERVER SUFFIX    N names below SUFFIX, each answer checked
+  steady SECONDS RATE SERVER SUFFIX   RATE names below SUFFIX a second, each on its own socket
+  flood SECONDS KIND SERVER SUFFIX    names, garbage, giant, slowloris or unread, as hard as it can
   SHAPE NAME SERVER...                where SHAPE is one of: ";
 
 /// Asks in one way; whether all was right.
@@ -158,6 +161,12 @@ fn run(args: &mut Vec<String>) -> Result<bool> {
         ["recurse", count, name] => many::recurse(count.parse()?, name, limit),
         ["many", count, concurrency, at, suffix] => {
             many::run(count.parse()?, concurrency.parse()?, server(at)?, suffix, limit)
+        }
+        ["steady", seconds, rate, at, suffix] => {
+            steady::run(steady::number(seconds)?, steady::number(rate)?, server(at)?, suffix, limit)
+        }
+        ["flood", seconds, kind, at, suffix] => {
+            steady::flood(steady::number(seconds)?, kind, server(at)?, suffix)
         }
         [shape, name, ref servers @ ..] => {
             let known = SHAPES.iter().find(|(known, _)| *known == shape);
