@@ -93,16 +93,21 @@ impl Worker {
         let worker_tap = Arc::clone(&tap);
         let pulse = Arc::new(Pulse::new());
         let worker_pulse = Arc::clone(&pulse);
+        let (started, start) = std::sync::mpsc::sync_channel(1);
         let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             if let Err(error) = confine::worker() {
                 warn!(%error, "a worker thread keeps privileges that it does not need");
             }
+            // Who has gone does not wait for it.
+            let _: Result<(), _> = started.send(());
             let handler = Rc::new(Handler::new(&settings, cache, routes, worker_stats, worker_tap));
             LocalSet::new().block_on(&runtime, async {
                 spawn_local(async move { worker_pulse.keep().await });
                 obey(inbox, handler).await;
             });
         })?;
+        // Ready is who is confined, too.
+        let _: Result<(), _> = start.recv();
         Ok(Self { commands, stats, tap, pulse, thread: Some(thread) })
     }
 

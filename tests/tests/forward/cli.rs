@@ -268,7 +268,7 @@ fn a_forwarder_on_a_high_port_runs_as_nobody() -> Result<()> {
         .arg(&ca);
     // The socket of the service manager is in a directory of root's: nobody cannot tell it.
     let daemon = Daemon::launch(command, &["--no-system-roots"])?;
-    daemon.wait_for_log("ready", crate::place::LIMIT)?;
+    daemon.wait_for_log(" ready upstreams=", crate::place::LIMIT)?;
     place.udp_to("127.0.0.1:5300")?.resolve("www.example.test")
 }
 
