@@ -102,6 +102,10 @@ impl Conversation {
                 if let Some(reply) = reply {
                     queue(&mut writer, &mut out, reply).await?;
                 }
+                if out.len() >= WRITE_AT {
+                    // Of the others nobody makes an answer before the client takes these.
+                    write(&mut writer, &mut out).await?;
+                }
                 next = queries.next().now_or_never().flatten();
             }
             write(&mut writer, &mut out).await?;
@@ -169,9 +173,18 @@ fn frame(out: &mut Vec<u8>, message: &[u8]) {
 
 /// Writes what there is, in one piece.
 async fn write(writer: &mut WriteHalf<'_>, out: &mut Vec<u8>) -> io::Result<()> {
-    if !out.is_empty() {
-        timeout(IDLE_TIMEOUT, writer.write_all(out)).await??;
-        out.clear();
+    if out.is_empty() {
+        return Ok(());
     }
+    // There nearly always is room, and then no need of a clock.
+    let written = match writer.try_write(out) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        written => written?,
+    };
+    if written < out.len() {
+        timeout(IDLE_TIMEOUT, writer.write_all(&out[written..])).await??;
+    }
+    out.clear();
+    out.shrink_to(WRITE_AT);
     Ok(())
 }

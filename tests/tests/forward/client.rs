@@ -82,7 +82,11 @@ impl Udp {
 
 impl Tcp {
     pub(crate) fn connect(netns: &Netns, server: SocketAddr) -> Result<Self> {
-        let stream = netns.run(|| TcpStream::connect(server))??;
+        Self::on(netns.run(|| TcpStream::connect(server))??)
+    }
+
+    /// One that is connected already.
+    pub(crate) fn on(stream: TcpStream) -> Result<Self> {
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream })

@@ -1,7 +1,7 @@
 //! `--listen`: clients that are pointed at us, over UDP and TCP, and how they are kept apart.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     process::Command,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     client::{Burst, Tcp, Udp},
-    packets::{A, Summary, plain_opt, query},
+    packets::{A, Summary, plain_opt, query, record},
     place::{LIMIT, LISTEN, NAMED_UPSTREAM, Place, Setting},
 };
 
@@ -320,6 +320,62 @@ fn many_connections_are_served_at_once() -> Result<()> {
         client.resolve(&format!("n{n}.example.test"))?;
     }
     ensure!(setting.upstream.journal().accepted == 1);
+    Ok(())
+}
+
+/// One client takes all the connections it gets and has a query in flight on each of them.
+#[test]
+fn busy_connections_of_one_client_do_not_lock_others_out() -> Result<()> {
+    let setting = Setting::with(&["--upstream-timeout", "20s"])?;
+    setting.upstream.order(Orders::default().except("never.example.test", Reply::Silence));
+    let never = frame(&query(7, "never.example.test", A, &[]));
+    let mut busy = Vec::new();
+    for _ in 0..600 {
+        let mut client = setting.place.tcp()?;
+        // It may be one too many.
+        let _ = client.send_raw(&never);
+        busy.push(client);
+    }
+    let other = setting.place.netns.run(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from(([127, 0, 0, 8], 0)).into())?;
+        socket.connect(&LISTEN.parse::<SocketAddr>().map_err(std::io::Error::other)?.into())?;
+        std::io::Result::Ok(TcpStream::from(socket))
+    })??;
+    let started = Instant::now();
+    Tcp::on(other)?.resolve("tcp.example.test").context("TCP")?;
+    ensure!(started.elapsed() < Duration::from_secs(5), "after {:?}", started.elapsed());
+    drop(busy);
+    Ok(())
+}
+
+/// Its answers are large and it reads none of them, on many connections: they are not made before it
+/// does.
+#[test]
+fn clients_that_take_no_answers_do_not_fill_the_memory() -> Result<()> {
+    fn large(asked: &[u8]) -> Vec<u8> {
+        let end = 12 + asked[12..].iter().position(|octet| *octet == 0).unwrap_or_default() + 5;
+        let mut answer = [&asked[..2], b"\x81\x80\0\x01\0\x01\0\0\0\0", &asked[12..end]].concat();
+        answer.extend(record(b"\xc0\x0c", 65_400, &[b'x'; 60_000]));
+        answer
+    }
+    let setting = Setting::new()?;
+    setting.upstream.order(Orders::always(Reply::crafted(large)));
+    let all: Vec<u8> =
+        (1..=128).flat_map(|id| frame(&query(id, "large.example.test", 65_400, &[]))).collect();
+    let mut clients = (0..100).map(|_| setting.place.tcp()).collect::<Result<Vec<_>>>()?;
+    clients.iter_mut().try_for_each(|client| client.send_raw(&all))?;
+    std::thread::sleep(Duration::from_secs(1));
+    let memory = setting.daemon.rss()?;
+    // Some 768 MB are asked for.
+    ensure!(memory < 160 << 20, "{memory} octets of memory");
+    setting.upstream.order(Orders::default());
+    setting.place.udp()?.resolve("udp.example.test").context("UDP")?;
+    // Whoever reads after all gets them all.
+    for id in 1..=128 {
+        let answer = clients[0].receive().with_context(|| format!("answer {id}"))?;
+        ensure!(answer.len() > 60_000, "{} octets", answer.len());
+    }
     Ok(())
 }
 
