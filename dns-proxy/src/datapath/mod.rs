@@ -24,6 +24,6 @@ pub mod stats;
 pub mod stream;
 pub mod tap;
 pub mod tcp;
-mod transfer;
+pub mod transfer;
 pub mod udp;
 pub mod worker;

@@ -49,7 +49,7 @@ impl Rest {
 
 /// How far a transfer has come.
 #[derive(Debug, Default)]
-struct Progress {
+pub struct Progress {
     /// The serial that the client of an incremental transfer has.
     asked: Option<u32>,
     /// The serial of the zone, from the first record.
@@ -64,7 +64,7 @@ struct Progress {
 
 impl Progress {
     /// Nothing has come for this query.
-    fn of(query: &[u8]) -> Self {
+    pub fn of(query: &[u8]) -> Self {
         let question = Question::read(query);
         let incremental = question.filter(|question| question.qtype == rr_type::IXFR);
         let asked = incremental.and_then(|question| {
@@ -73,8 +73,13 @@ impl Progress {
         Self { asked, ..Self::default() }
     }
 
+    /// Whether nothing more will come.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
     /// Takes note of a message; `None` if it is no answer.
-    fn follow(&mut self, message: &[u8]) -> Option<()> {
+    pub fn follow(&mut self, message: &[u8]) -> Option<()> {
         let [questions, answers, ..] = wire::counts(message)?;
         let mut pos = match questions {
             0 => HEADER_LEN, // RFC 5936 section 2.2.1

@@ -147,6 +147,16 @@ impl Tls {
         self.roots.follow().await
     }
 
+    /// What a server that shows this certificate, and no other with it, would be told.
+    ///
+    /// # Errors
+    /// Why it would not be taken for the upstream.
+    pub fn judge(&self, upstream: &UpstreamAddr, certificate: &[u8]) -> Result<(), String> {
+        let judged =
+            self.client(upstream).verifier.check(&certificate.into(), &[], UnixTime::now());
+        judged.map_err(|refusal| refusal.to_string())
+    }
+
     /// What makes connections to this upstream.
     pub(super) fn client(&self, upstream: &UpstreamAddr) -> Arc<TlsClient> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
