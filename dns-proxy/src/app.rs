@@ -84,7 +84,7 @@ impl App {
     /// What is missing, and how to mend it.
     pub fn start(config: Config, mut claim: Option<Claim>) -> Result<Self> {
         raise_descriptor_limit();
-        let host = Host::read(&config);
+        let mut host = Host::read(&config);
         let settings = |exempt| Settings {
             upstreams: config.policy.upstreams.clone(),
             timeout: config.policy.timeout,
@@ -92,7 +92,7 @@ impl App {
             strip_subnets: config.policy.strip_subnets,
             exempt,
         };
-        if config.scope.select.is_empty() {
+        if config.scope.is_empty() {
             let settings = settings(Arc::new(NothingToExempt));
             let workers = start_workers(&config, &settings, &host)?;
             serve_plain(&config.plain, &workers, &NothingToExempt)?;
@@ -107,12 +107,14 @@ impl App {
         };
         let (bpf, events) = Bpf::load(config.guard, pins, config.kernel_log)?;
         let settings = settings(bpf.exempt());
+        host.exempt_by(bpf.exempt());
         let workers = start_workers(&config, &settings, &host)?;
         serve_plain(&config.plain, &workers, &*bpf.exempt())?;
         let tree = CgroupTree::new(root, config.fail);
         let scope = config.scope.clone();
         let rest = config.policy.timeout + TOKEN_MARGIN;
-        let control = Control::start(tree, scope, bpf, events, Arc::clone(&workers), rest)?;
+        let places = &config.places;
+        let control = Control::start(tree, scope, places, bpf, events, Arc::clone(&workers), rest)?;
         // Nobody has been without programs meanwhile.
         claim.iter_mut().for_each(Claim::settle);
         Self::of(config, Some(control), claim, workers, host, settings)
@@ -243,7 +245,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     // There is one thread so far.
-    if let Err(error) = confine::daemon(!config.scope.select.is_empty()) {
+    if let Err(error) = confine::daemon(!config.scope.is_empty()) {
         warn!(%error, "the daemon keeps privileges that it does not need");
     }
     let admin = match config.telling.admin {
@@ -289,7 +291,7 @@ pub async fn run(config: Config) -> Result<()> {
 
 /// Takes a daemon's place on this host, if it intercepts anything.
 fn claim(config: &Config) -> Result<Option<Claim>> {
-    if config.scope.select.is_empty() {
+    if config.scope.is_empty() {
         return Ok(None);
     }
     let bpffs = mounts::bpffs();

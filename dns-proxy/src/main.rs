@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let argv: Vec<_> = env::args_os().collect();
     let Given { cli, origins } = Given::read(&argv).unwrap_or_else(|refused| refuse(refused));
     match cli.command {
-        Command::Run(args) => run(args, &origins),
+        Command::Run(args) => run(*args, &origins),
         Command::Exec(args) => {
             // Its output is the command's; only trouble is worth a line in it.
             start_log(&args.shared, Level::WARN);

@@ -51,7 +51,8 @@ pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
 
 /// Says that a key is not known.
 pub(super) fn unknown<'a>(key: &str, whose: &str, known: impl Iterator<Item = &'a str>) -> String {
-    match nearest(key, known) {
+    // A file names no other, nor is that another word for one of Kubernetes.
+    match nearest(key, known).filter(|_| key != "config") {
         Some(known) => format!("`{key}` is no key {whose}; did you mean `{known}`?"),
         None => {
             format!("`{key}` is no key {whose}; `dns-proxy run --help` lists all, with `-` for `_`")

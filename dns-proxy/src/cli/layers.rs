@@ -208,7 +208,7 @@ mod tests {
         let argv: Vec<_> = argv.into_iter().chain(flags.iter().map(OsString::from)).collect();
         let given = Given::read(&argv).expect("valid");
         let Command::Run(args) = given.cli.command else { unreachable!("that was `run`") };
-        (args, given.origins)
+        (*args, given.origins)
     }
 
     #[test]

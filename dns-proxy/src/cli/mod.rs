@@ -6,6 +6,7 @@
 pub mod file;
 mod keys;
 pub mod layers;
+mod selection;
 mod value;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
@@ -13,6 +14,7 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use clap_complete::Shell;
 use ipnet::IpNet;
+pub use selection::{PresetName, SelectionArgs};
 use value::{
     cache_max_ttl, cache_min_ttl, cache_size, duration, listen_addr, log_size, network, qtype,
     rcode, serve_stale, upstream_timeout,
@@ -42,15 +44,14 @@ pub struct Cli {
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Command {
     /// Runs the daemon: intercepts the selected cgroups, serves plain listeners, or both.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Runs one command with its DNS encrypted, in a cgroup of its own.
     ///
     /// Exits with the command's status. What the command leaves running is ended with it, since
     /// nothing would encrypt its DNS any more.
-    Exec(ExecArgs),
+    Exec(Box<ExecArgs>),
     /// Says how the running daemon is: what it intercepts, its upstreams, its counters.
     Status(StatusArgs),
     /// Shows queries as they are answered.
@@ -141,6 +142,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT|off", env = "DNS_PROXY_ADMIN")]
     #[arg(default_value = "127.0.0.1:9153", help_heading = "Observation")]
     pub admin: admin::Place,
+
+    /// Who is in the scope by what he is.
+    #[command(flatten)]
+    pub selection: SelectionArgs,
 
     /// Options that `exec` has too.
     #[command(flatten)]

@@ -1,8 +1,15 @@
 //! Why a configuration makes no sense.
 
+use std::net::SocketAddr;
+
 use thiserror::Error;
 
-use crate::{control::mounts::MountError, pin::Pin, route::Contradiction, upstream::TlsError};
+use crate::{
+    control::{discover::ClusterError, mounts::MountError},
+    pin::Pin,
+    route::Contradiction,
+    upstream::TlsError,
+};
 
 /// Why the configuration makes no sense. Always the operator's to mend.
 #[derive(Debug, Error)]
@@ -59,6 +66,22 @@ pub enum ConfigError {
     /// `--cgroup-root`.
     #[error(transparent)]
     CgroupRoot(#[from] MountError),
+    /// A route or upstream that is ourselves.
+    #[error(
+        "{what} {addr} leads back to us: {listener}; names would go round in circles, so name a \
+         nameserver that is not this daemon"
+    )]
+    Circular {
+        /// The flag.
+        what: &'static str,
+        /// What it names.
+        addr: SocketAddr,
+        /// Who we are there.
+        listener: String,
+    },
+    /// `--pod-namespace` and `--pod-selector`.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
 }
 
 impl ConfigError {
@@ -77,6 +100,8 @@ impl ConfigError {
             Self::Pin(_) => &["pin", "upstream"],
             Self::Trust(_) => &["ca", "no_system_roots"],
             Self::CgroupRoot(_) => &["cgroup_root"],
+            Self::Circular { .. } => &["route", "upstream", "listen"],
+            Self::Cluster(_) => &["pod_namespace", "pod_selector", "kubeconfig", "node_name"],
         }
     }
 }

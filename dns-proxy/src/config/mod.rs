@@ -3,9 +3,16 @@
 mod error;
 mod go;
 
-use std::{net::SocketAddr, num::NonZero, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
-use dns_proxy_common::{FailMode, GuardMode};
+use dns_proxy_common::{FailMode, GuardMode, Token};
 pub use error::ConfigError;
 use ipnet::IpNet;
 
@@ -13,8 +20,9 @@ use crate::{
     addr::UpstreamAddr,
     admin,
     cache::{self, Limits},
+    circles,
     cli::{self, Fail, Guard, PolicyArgs, RunArgs, SharedArgs},
-    control::{cgroup::Scope, mounts},
+    control::{cgroup::Scope, discover::Places, mounts, sockets},
     control_socket::Place,
     observe::dnstap,
     pin::Pin,
@@ -54,6 +62,8 @@ pub struct Config {
     pub kernel_log: bool,
     /// What to intercept; nothing if it selects nothing.
     pub scope: Scope,
+    /// Where to ask for who is selected by what he is.
+    pub places: Places,
     /// Plain listeners.
     pub plain: Plain,
     /// Whom to tell what happens.
@@ -112,14 +122,17 @@ impl Config {
     /// What no single value shows is wrong.
     pub fn run(args: RunArgs) -> Result<Self, ConfigError> {
         let mut config = Self::exec(args.shared)?;
-        let intercepts = !args.cgroup.is_empty();
+        let (select, exclude) = (args.cgroup, args.exclude_cgroup);
+        config.scope = Scope { select, selectors: Vec::new(), exclude };
+        args.selection.add_to(&mut config.scope);
+        let intercepts = !config.scope.is_empty();
         if !intercepts && args.listen.is_empty() {
             return Err(ConfigError::NothingToDo);
         }
-        if !intercepts && !args.exclude_cgroup.is_empty() {
+        if !intercepts && !config.scope.exclude.is_empty() {
             return Err(ConfigError::ExcludeFromNothing);
         }
-        config.scope = Scope { select: args.cgroup, exclude: args.exclude_cgroup };
+        config.places = args.selection.places()?;
         if args.fail == Fail::Closed {
             if !intercepts {
                 return Err(ConfigError::ClosedWithoutScope);
@@ -140,6 +153,7 @@ impl Config {
         if !config.plain.listen.is_empty() && !config.plain.udp && !config.plain.tcp {
             return Err(ConfigError::NothingToListen);
         }
+        config.go_round()?;
         if !args.allow_from.is_empty() {
             if config.plain.listen.is_empty() {
                 return Err(ConfigError::AllowToNothing);
@@ -180,6 +194,7 @@ impl Config {
             fail: FailMode::Open,
             kernel_log: args.log == Some(tracing::Level::TRACE),
             scope: Scope::default(),
+            places: Places::default(),
             plain: Plain { listen: Vec::new(), allow_from: default_allow_from(), udp, tcp },
             telling: Telling {
                 control: Place::Off,
@@ -190,6 +205,38 @@ impl Config {
             },
         })
     }
+}
+
+impl Config {
+    /// Refuses what can be seen to lead back to us.
+    fn go_round(&self) -> Result<(), ConfigError> {
+        let routed = self.policy.routes.iter();
+        let routed = routed.filter_map(|route| Some(("--route to", route.target.address()?)));
+        let of_routes = self.policy.routes.iter().filter_map(|route| route.target.upstream());
+        let over_tls = self.policy.upstreams.iter().cloned().chain(of_routes);
+        let over_tls = over_tls.map(|upstream| ("--upstream", upstream.socket_addr()));
+        for (what, addr) in routed.chain(over_tls) {
+            let listener = self.plain.listen.iter().find(|own| circles::is_ours(**own, addr));
+            let listener = match listener {
+                Some(own) => format!("--listen {own} is there"),
+                None if is_token(addr) => {
+                    "such addresses stand for the nameservers that are intercepted".to_owned()
+                }
+                None => continue,
+            };
+            return Err(ConfigError::Circular { what, addr, listener });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a token may be at an address, with a listener of ours.
+fn is_token(addr: SocketAddr) -> bool {
+    let token = match addr.ip() {
+        IpAddr::V4(v4) => Token::from_v4(v4.octets()),
+        IpAddr::V6(v6) => Token::from_v6(v6.octets()),
+    };
+    token.is_some() && sockets::PORTS.contains(&addr.port())
 }
 
 impl Policy {

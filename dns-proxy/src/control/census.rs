@@ -18,6 +18,7 @@ use dns_proxy_common::Policy;
 
 use super::{
     cgroup::{self, CgroupId, CgroupTree, Scope, unless_gone},
+    discover::{Picker, Verdict},
     netns::{Netns, NetnsId},
     standing::{Standing, Wanted},
     watch::{Change, Watcher},
@@ -27,6 +28,8 @@ use super::{
 pub struct Census {
     tree: CgroupTree,
     scope: Scope,
+    /// Who is in the scope by what he is, if anybody is.
+    picker: Option<Picker>,
     watcher: Watcher,
     root: Option<CgroupId>,
     nodes: HashMap<CgroupId, Node>,
@@ -55,6 +58,8 @@ struct Node {
     dir: PathBuf,
     parent: Option<CgroupId>,
     standing: Standing,
+    /// Somebody below may be selected by what he is.
+    is_roamed: bool,
     /// A new child may be selected by its name.
     is_open: bool,
     /// Whether inotify tells of it.
@@ -78,10 +83,11 @@ impl Census {
     ///
     /// # Errors
     /// The limit of inotify instances is reached.
-    pub fn new(tree: CgroupTree, scope: Scope) -> io::Result<Self> {
+    pub fn new(tree: CgroupTree, scope: Scope, picker: Option<Picker>) -> io::Result<Self> {
         Ok(Self {
             tree,
             scope,
+            picker,
             watcher: Watcher::new()?,
             root: None,
             nodes: HashMap::new(),
@@ -95,6 +101,38 @@ impl Census {
     /// What is selected.
     pub fn scope(&self) -> &Scope {
         &self.scope
+    }
+
+    /// Where the tree is mounted.
+    pub fn root(&self) -> &Path {
+        self.tree.root()
+    }
+
+    /// Who knows who is who.
+    pub fn picker(&mut self) -> Option<&mut Picker> {
+        self.picker.as_mut()
+    }
+
+    /// The paths of the cgroups that each selector matches.
+    pub fn selected(&self) -> Vec<Vec<String>> {
+        self.picker.as_ref().map(Picker::matches).unwrap_or_default()
+    }
+
+    /// Meets those anew of whom something else is known than when they were met.
+    ///
+    /// # Errors
+    /// Something kept us from looking; it is tried again.
+    pub fn reconsider(&mut self) -> io::Result<()> {
+        let doubts = self.picker.as_mut().map(Picker::doubts).unwrap_or_default();
+        let mut result = Ok(());
+        for (id, path) in doubts {
+            let parent = self.nodes.get(&id).and_then(|node| node.parent);
+            let name = path.rsplit('/').next().unwrap_or_default();
+            if let Some(parent) = parent {
+                result = result.and(self.replace_child(parent, &name.into(), Some(id)));
+            }
+        }
+        result
     }
 
     /// The deepest cgroup that contains the scope.
@@ -130,6 +168,17 @@ impl Census {
         self.process_in(id)
     }
 
+    /// A process of each namespace that processes of the scope are in.
+    pub fn processes(&self) -> impl Iterator<Item = u32> {
+        self.inhabited.values().map(|inhabited| inhabited.pid)
+    }
+
+    /// Every cgroup that is selected and not excluded.
+    pub fn members(&self) -> impl Iterator<Item = CgroupId> {
+        let nodes = self.nodes.iter();
+        nodes.filter(|(_, node)| node.standing.is_member()).map(|(id, _)| *id)
+    }
+
     /// Every namespace that processes of the scope are in.
     pub fn inhabited(&self) -> impl Iterator<Item = NetnsId> {
         self.inhabited.keys().copied()
@@ -156,8 +205,8 @@ impl Census {
         let Some(node) = self.nodes.get(&parent) else {
             return Ok(());
         };
-        let depends =
-            !node.standing.is_member() && matches!(self.wanted(&node.standing), Wanted::Only(_));
+        let depends = !node.standing.is_member()
+            && (node.is_roamed || matches!(self.wanted(&node.standing), Wanted::Only(_)));
         let looked = match unless_gone(cgroup::id(&node.dir.join(name))) {
             Ok(now) if now == node.children.get(name).copied() => Ok(()),
             // Whether others matter depends on this one.
@@ -200,7 +249,8 @@ impl Census {
             self.root = root;
             if let Some(id) = root {
                 let (dir, standing) = (self.tree.root().to_owned(), Standing::of_root(&self.scope));
-                self.enter(id, None, dir, standing)?;
+                let is_roamed = self.picker.is_some() && !standing.is_excluded();
+                self.enter(id, None, dir, standing, is_roamed)?;
             }
         }
         let unseen: Vec<_> = self.unseen.iter().copied().collect();
@@ -239,13 +289,15 @@ impl Census {
         parent: Option<CgroupId>,
         dir: PathBuf,
         standing: Standing,
+        is_roamed: bool,
     ) -> io::Result<()> {
-        let leads_on = standing.leads_on();
+        let leads_on = standing.leads_on() || is_roamed;
         self.news.members |= standing.is_member();
         let node = Node {
             dir,
             parent,
             standing,
+            is_roamed,
             is_open: false,
             is_watched: false,
             children: HashMap::new(),
@@ -299,9 +351,15 @@ impl Census {
             }
         }
         let dir = node.dir.clone();
+        let is_roamed = node.is_roamed && !is_member;
+        if is_roamed && let Some(picker) = &mut self.picker {
+            let children = cgroup::children(&dir)?;
+            let path = path_below(self.tree.root(), &dir);
+            is_open |= picker.is_open(&path, &children.keys().filter_map(|name| name.to_str()));
+        }
         // Before the children are listed: who comes meanwhile is refused rather than passed.
         self.set_open(id, is_open);
-        if is_member || is_open {
+        if is_member || is_open || is_roamed {
             present = cgroup::children(&dir)?;
         }
         let known = self.nodes.get(&id).map(|node| node.children.clone()).unwrap_or_default();
@@ -333,11 +391,23 @@ impl Census {
         if let Some(id) = now {
             node.children.insert(name.clone(), id);
         }
-        let (dir, standing) = (node.dir.join(name), node.standing.of_child(&self.scope, name));
+        let (dir, mut standing) = (node.dir.join(name), node.standing.of_child(&self.scope, name));
+        let mut is_roamed = node.is_roamed && !standing.is_excluded();
         if let Some(gone) = gone {
             self.remove(gone);
         }
-        now.map_or(Ok(()), |id| self.enter(id, Some(parent), dir, standing))
+        let Some(id) = now else {
+            return Ok(());
+        };
+        if is_roamed && let Some(picker) = &mut self.picker {
+            let verdict = picker.meet(id, &path_below(self.tree.root(), &dir));
+            is_roamed = verdict == Verdict::Pass;
+            // Who is not known may be meant.
+            if matches!(verdict, Verdict::Select | Verdict::Undecided) {
+                standing.pick();
+            }
+        }
+        self.enter(id, Some(parent), dir, standing, is_roamed)
     }
 
     /// Looks which namespaces the processes of a member are in.
@@ -381,6 +451,7 @@ impl Census {
         let Some(node) = self.nodes.remove(&id) else {
             return;
         };
+        self.picker.iter_mut().for_each(|picker| picker.part(id));
         node.children.into_values().for_each(|child| self.remove(child));
         node.namespaces.into_iter().for_each(|netns| self.leave(netns));
         self.unseen.remove(&id);
@@ -424,6 +495,11 @@ impl Census {
     }
 }
 
+/// As the picker wants it.
+fn path_below(root: &Path, dir: &Path) -> String {
+    dir.strip_prefix(root).unwrap_or(dir).to_string_lossy().into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use dns_proxy_common::FailMode;
@@ -444,9 +520,10 @@ mod tests {
         fn new(dirs: &[&str], select: &[&str], exclude: &[&str], fail: FailMode) -> Self {
             let root = tempfile::tempdir().expect("a temporary directory");
             let parse = |list: &[&str]| list.iter().map(|p| p.parse().expect(p)).collect();
-            let scope = Scope { select: parse(select), exclude: parse(exclude) };
+            let scope =
+                Scope { select: parse(select), selectors: Vec::new(), exclude: parse(exclude) };
             let tree = CgroupTree::new(root.path().to_owned(), fail);
-            let mut host = Self { root, census: Census::new(tree, scope).expect("inotify") };
+            let mut host = Self { root, census: Census::new(tree, scope, None).expect("inotify") };
             dirs.iter().for_each(|dir| host.make(dir));
             host.census.look_around(FOREVER).expect("readable");
             host

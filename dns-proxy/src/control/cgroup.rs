@@ -11,7 +11,10 @@ use std::{
 use dns_proxy_common::FailMode;
 use nix::libc;
 
-use super::pattern::{CgroupPattern, Level};
+use super::{
+    discover::Selector,
+    pattern::{CgroupPattern, Glob},
+};
 
 /// A cgroup's id: the inode number of its directory, the same that the kernel programs see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,11 +25,18 @@ pub struct CgroupId(pub u64);
 pub struct Scope {
     /// `--cgroup`.
     pub select: Vec<CgroupPattern>,
+    /// Who is selected by what he is.
+    pub selectors: Vec<Selector>,
     /// `--exclude-cgroup`; wins.
     pub exclude: Vec<CgroupPattern>,
 }
 
 impl Scope {
+    /// Whether it selects nothing, and never will.
+    pub fn is_empty(&self) -> bool {
+        self.select.is_empty() && self.selectors.is_empty()
+    }
+
     /// Whether there can be a cgroup that both select. May say yes where that is hard to tell.
     pub fn overlaps(&self, other: &Self) -> bool {
         let excluded = |pattern| {
@@ -34,13 +44,22 @@ impl Scope {
             exclude.any(|exclude| exclude.covers(pattern))
         };
         let mut pairs = self.select.iter().flat_map(|a| other.select.iter().map(move |b| (a, b)));
-        pairs.any(|(a, b)| a.overlaps(b) && !excluded(a) && !excluded(b))
+        let by_place = pairs.any(|(a, b)| a.overlaps(b) && !excluded(a) && !excluded(b));
+        let mut pairs =
+            self.selectors.iter().flat_map(|a| other.selectors.iter().map(move |b| (a, b)));
+        let by_nature = pairs.any(|(a, b)| a.overlaps(b));
+        // A container may be anywhere.
+        let anywhere = [(self, other), (other, self)].into_iter().any(|(one, other)| {
+            !one.selectors.is_empty() && other.select.iter().any(|pattern| !excluded(pattern))
+        });
+        by_place || by_nature || anywhere
     }
 }
 
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let select: Vec<_> = self.select.iter().map(ToString::to_string).collect();
+        let select = self.select.iter().map(ToString::to_string);
+        let select: Vec<_> = select.chain(self.selectors.iter().map(ToString::to_string)).collect();
         write!(f, "{}", select.join(", "))?;
         for exclude in &self.exclude {
             write!(f, " without {exclude}")?;
@@ -68,9 +87,17 @@ impl CgroupTree {
         &self.root
     }
 
+    /// Whether what may be made anew while nobody sees it is to be refused.
+    pub fn is_closed(&self) -> bool {
+        self.fail == FailMode::Closed
+    }
+
     /// The deepest existing cgroup that contains all that the scope may ever select; to fail closed,
     /// one that stays when what is selected goes.
     pub fn common_ancestor(&self, scope: &Scope) -> PathBuf {
+        if !scope.selectors.is_empty() {
+            return self.root.clone();
+        }
         let mut prefixes = scope.select.iter().map(|pattern| {
             let mut prefix = pattern.fixed_prefix();
             if self.may_be_remade(pattern.levels()) {
@@ -94,7 +121,7 @@ impl CgroupTree {
         for level in pattern.levels() {
             let below = |path: PathBuf| {
                 let names = children(&self.root.join(&path)).unwrap_or_default().into_keys();
-                let matching = names.filter(|name| level.matches(name));
+                let matching = names.filter(|name| level.matches_os(name));
                 matching.map(|name| path.join(name)).collect::<Vec<_>>()
             };
             found = found.into_iter().flat_map(below).collect();
@@ -104,7 +131,7 @@ impl CgroupTree {
 
     /// Whether one cgroup is meant that may go and come again while nobody sees it. Those at the top
     /// stay: slices, and the parents of all containers.
-    pub fn may_be_remade(&self, levels: &[Level]) -> bool {
+    pub fn may_be_remade(&self, levels: &[Glob]) -> bool {
         let is_one = levels.iter().all(|level| level.fixed().is_some());
         self.fail == FailMode::Closed && is_one && levels.len() > 1
     }
@@ -156,7 +183,7 @@ mod tests {
 
     fn scope(select: &[&str], exclude: &[&str]) -> Scope {
         let parse = |list: &[&str]| list.iter().map(|p| p.parse().expect(p)).collect();
-        Scope { select: parse(select), exclude: parse(exclude) }
+        Scope { select: parse(select), selectors: Vec::new(), exclude: parse(exclude) }
     }
 
     /// Plain directories stand in for the tree: only the walk is tested here.

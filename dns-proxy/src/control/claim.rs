@@ -17,6 +17,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, symlink},
     path::{Path, PathBuf},
     process,
+    str::FromStr,
 };
 
 use dns_proxy_common::FailMode;
@@ -196,8 +197,11 @@ fn settle_in(home: &Path, scope: &Scope) -> Result<(PathBuf, Flock<File>), Claim
     let lock = lock(&dir, FlockArg::LockExclusiveNonblock)?;
     let select = scope.select.iter().enumerate().map(|(n, p)| (format!("select-{n}"), p));
     let exclude = scope.exclude.iter().enumerate().map(|(n, p)| (format!("exclude-{n}"), p));
+    let selectors = scope.selectors.iter().enumerate().map(|(n, s)| (format!("selector-{n}"), s));
+    let selectors = selectors.map(|(name, selector)| (name, selector.to_string()));
     // The scope is whole once there is a pid.
     let said = exclude.chain(select).map(|(name, pattern)| (name, pattern.to_string()));
+    let said = said.chain(selectors);
     for (name, value) in said.chain([("pid".to_owned(), process::id().to_string())]) {
         symlink(value, dir.join(name)).map_err(failed(&dir))?;
     }
@@ -206,13 +210,18 @@ fn settle_in(home: &Path, scope: &Scope) -> Result<(PathBuf, Flock<File>), Claim
 
 /// The scope that a directory names; `None` if that is not to be read.
 fn read_scope(dir: &Path) -> Option<Scope> {
-    let all = |kind: &str| {
-        let values = (0..).map_while(|n| read(dir, &format!("{kind}-{n}")));
-        values.map(|value| value.parse().ok()).collect::<Option<Vec<_>>>()
-    };
     read(dir, "pid")?;
-    let scope = Scope { select: all("select")?, exclude: all("exclude")? };
-    (!scope.select.is_empty()).then_some(scope)
+    let scope = Scope {
+        select: read_all(dir, "select")?,
+        selectors: read_all(dir, "selector")?,
+        exclude: read_all(dir, "exclude")?,
+    };
+    (!scope.is_empty()).then_some(scope)
+}
+
+fn read_all<T: FromStr>(dir: &Path, kind: &str) -> Option<Vec<T>> {
+    let values = (0..).map_while(|n| read(dir, &format!("{kind}-{n}")));
+    values.map(|value| value.parse().ok()).collect()
 }
 
 fn read(dir: &Path, name: &str) -> Option<String> {

@@ -85,7 +85,7 @@ pub struct Identities {
 struct Known {
     paths: HashMap<CgroupId, String>,
     walked: Option<Instant>,
-    /// By container id.
+    /// By container id, or pod UID.
     said: HashMap<String, Said>,
 }
 
@@ -147,7 +147,7 @@ impl Identities {
         self.lock().tell(Identity::of_path(path))
     }
 
-    /// What a runtime says of the container with that id.
+    /// What a runtime says of the container with that id, or Kubernetes of the pod with that UID.
     pub fn learn(&self, container_id: &str, said: Said) {
         let mut known = self.lock();
         if known.said.len() < MAX_KNOWN || known.said.contains_key(container_id) {
@@ -189,7 +189,8 @@ impl Identities {
 
 impl Known {
     fn tell(&self, identity: Identity) -> Identity {
-        let said = identity.container_id.as_ref().and_then(|id| self.said.get(id));
+        let said = |id: &Option<String>| id.as_ref().and_then(|id| self.said.get(id));
+        let said = said(&identity.container_id).or_else(|| said(&identity.pod_uid));
         identity.told(said)
     }
 }

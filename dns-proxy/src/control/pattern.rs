@@ -8,12 +8,13 @@ use thiserror::Error;
 /// below a match is meant too.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CgroupPattern {
-    levels: Vec<Level>,
+    levels: Vec<Glob>,
 }
 
-/// One level of a pattern: the pieces between its `*`s, so `["docker-", ".scope"]`.
+/// A text in which `*` stands for any text, such as one level of a pattern: the pieces between its
+/// `*`s, so `["docker-", ".scope"]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Level(Vec<String>);
+pub struct Glob(Vec<String>);
 
 /// Why a text is no pattern. Always the operator's to mend.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -31,14 +32,14 @@ pub enum CgroupPatternError {
 
 impl CgroupPattern {
     /// The levels, from the root down; none for the root itself.
-    pub fn levels(&self) -> &[Level] {
+    pub fn levels(&self) -> &[Glob] {
         &self.levels
     }
 
     /// The cgroup at `path`, exactly; `*` has no special meaning.
     pub fn literal(path: &str) -> Self {
         let levels = path.split('/').filter(|level| !level.is_empty());
-        Self { levels: levels.map(|level| Level(vec![level.to_owned()])).collect() }
+        Self { levels: levels.map(|level| Glob(vec![level.to_owned()])).collect() }
     }
 
     /// Whether there can be a cgroup that both mean.
@@ -54,11 +55,16 @@ impl CgroupPattern {
 
     /// The part before the first level with a `*`.
     pub fn fixed_prefix(&self) -> PathBuf {
-        self.levels.iter().map_while(Level::fixed).collect()
+        self.levels.iter().map_while(Glob::fixed).collect()
     }
 }
 
-impl Level {
+impl Glob {
+    /// The texts that `text` stands for.
+    pub fn new(text: &str) -> Self {
+        Self(text.split('*').map(str::to_owned).collect())
+    }
+
     /// The one name that matches, if there is but one.
     pub fn fixed(&self) -> Option<&str> {
         match self.0.as_slice() {
@@ -67,10 +73,11 @@ impl Level {
         }
     }
 
-    fn overlaps(&self, other: &Self) -> bool {
+    /// Whether there can be a text that matches both. May say yes where that is hard to tell.
+    pub fn overlaps(&self, other: &Self) -> bool {
         match (self.fixed(), other.fixed()) {
-            (Some(name), _) => other.matches(OsStr::new(name)),
-            (_, Some(name)) => self.matches(OsStr::new(name)),
+            (Some(name), _) => other.matches(name),
+            (_, Some(name)) => self.matches(name),
             // Between the ends there is room for what either wants.
             (None, None) => {
                 let ([a, .., z], [b, .., y]) = (self.0.as_slice(), other.0.as_slice()) else {
@@ -84,14 +91,16 @@ impl Level {
 
     fn covers(&self, other: &Self) -> bool {
         let any = self.0.iter().all(String::is_empty);
-        any || self == other || other.fixed().is_some_and(|name| self.matches(OsStr::new(name)))
+        any || self == other || other.fixed().is_some_and(|name| self.matches(name))
     }
 
-    /// Whether a cgroup of this name matches.
-    pub fn matches(&self, name: &OsStr) -> bool {
-        let Some(name) = name.to_str() else {
-            return false;
-        };
+    /// Whether this name of a file matches.
+    pub fn matches_os(&self, name: &OsStr) -> bool {
+        name.to_str().is_some_and(|name| self.matches(name))
+    }
+
+    /// Whether this text matches.
+    pub fn matches(&self, name: &str) -> bool {
         let [first, middle @ .., last] = self.0.as_slice() else {
             return self.fixed() == Some(name);
         };
@@ -126,7 +135,7 @@ impl FromStr for CgroupPattern {
         }
         let levels = inner.split('/').map(|level| match level {
             "" | "." | ".." => Err(CgroupPatternError::Level(text.to_owned())),
-            _ => Ok(Level(level.split('*').map(str::to_owned).collect())),
+            _ => Ok(Glob::new(level)),
         });
         Ok(Self { levels: levels.collect::<Result<_, _>>()? })
     }
@@ -137,8 +146,14 @@ impl fmt::Display for CgroupPattern {
         if self.levels.is_empty() {
             return f.write_str("/");
         }
-        let levels: Vec<_> = self.levels.iter().map(|level| level.0.join("*")).collect();
+        let levels: Vec<_> = self.levels.iter().map(ToString::to_string).collect();
         f.write_str(&levels.join("/"))
+    }
+}
+
+impl fmt::Display for Glob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("*"))
     }
 }
 
@@ -146,7 +161,7 @@ impl fmt::Display for CgroupPattern {
 mod tests {
     use super::*;
 
-    fn level(text: &str) -> Level {
+    fn level(text: &str) -> Glob {
         let pattern: CgroupPattern = text.parse().expect(text);
         pattern.levels()[0].clone()
     }
@@ -166,7 +181,7 @@ mod tests {
             ("plain", "plainer", false),
         ];
         for (pattern, name, matches) in cases {
-            assert_eq!(level(pattern).matches(OsStr::new(name)), matches, "{pattern} {name}");
+            assert_eq!(level(pattern).matches(name), matches, "{pattern} {name}");
         }
     }
 

@@ -21,7 +21,7 @@ use crate::datapath::worker::Sockets;
 
 /// Ports tried inside a namespace. Above the usual ephemeral range (32768-60999), so that no
 /// connection of an application is in the way.
-const PORTS: RangeInclusive<u16> = FIRST_PORT..=61_999;
+pub const PORTS: RangeInclusive<u16> = FIRST_PORT..=61_999;
 /// The one that is tried first unless another is wanted.
 pub const FIRST_PORT: u16 = 61_053;
 /// Receive buffer of a UDP socket: room for a burst of 2,000 queries, at about 1,300 octets of

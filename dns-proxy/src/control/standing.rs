@@ -6,7 +6,7 @@ use dns_proxy_common::Policy;
 
 use super::{
     cgroup::Scope,
-    pattern::{CgroupPattern, Level},
+    pattern::{CgroupPattern, Glob},
 };
 
 /// Of one cgroup; its children's follow from it and their names.
@@ -48,6 +48,16 @@ impl Standing {
             select: self.select.go_on(&scope.select, name),
             exclude: self.exclude.go_on(&scope.exclude, name),
         }
+    }
+
+    /// It is selected by itself, whatever patterns say.
+    pub fn pick(&mut self) {
+        self.select.here = true;
+    }
+
+    /// Whether it is excluded, by itself or from above.
+    pub fn is_excluded(&self) -> bool {
+        self.exclude.end()
     }
 
     /// Whether it is selected, by itself or from above, and not excluded.
@@ -100,14 +110,14 @@ impl Patterns {
         let mut all = Self { above: self.end(), ..Self::default() };
         for &(index, level) in &self.begun {
             let levels = patterns[index].levels();
-            if levels[level].matches(name) {
+            if levels[level].matches_os(name) {
                 all.reach(index, levels, level + 1);
             }
         }
         all
     }
 
-    fn reach(&mut self, index: usize, levels: &[Level], level: usize) {
+    fn reach(&mut self, index: usize, levels: &[Glob], level: usize) {
         if level == levels.len() {
             self.here = true;
         } else {
@@ -127,7 +137,7 @@ mod tests {
     #[track_caller]
     fn standing(select: &[&str], exclude: &[&str], path: &str) -> (Scope, Standing) {
         let parse = |list: &[&str]| list.iter().map(|p| p.parse().expect(p)).collect();
-        let scope = Scope { select: parse(select), exclude: parse(exclude) };
+        let scope = Scope { select: parse(select), selectors: Vec::new(), exclude: parse(exclude) };
         let root = Standing::of_root(&scope);
         let levels = path.split('/').filter(|level| !level.is_empty());
         let there = levels.fold(root, |above, name| above.of_child(&scope, OsStr::new(name)));

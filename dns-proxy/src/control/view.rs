@@ -27,6 +27,8 @@ pub struct View {
 pub struct Snapshot {
     /// What is selected.
     pub scope: Scope,
+    /// The cgroups, by their paths, that each of the scope's selectors matches.
+    pub selected: Vec<Vec<String>>,
     /// Where programs are attached.
     pub attached: Option<PathBuf>,
     /// Namespaces in service.

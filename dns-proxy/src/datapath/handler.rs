@@ -16,6 +16,7 @@ use tracing::debug;
 
 use super::{
     asked::Asked,
+    echo,
     known::{By, Flight, Found, Known, Landed, Resolver},
     local,
     original::{Admitted, Asker},
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     cache::{self, Key},
     parts::Parts,
-    route::{Action, Group, Local, Routes, Whose},
+    route::{Action, Answer, Group, Local, Routes, Whose, Zone},
     upstream::{Nameservers, Plain, Pool, ServerReport, Settings, Side},
     wire::{flag, rr_type},
 };
@@ -471,6 +472,16 @@ impl Handler {
     fn route(&self, query: &Query, room: Room, asker: &Asker) -> Result<Way, Failure> {
         let routes = self.routes.borrow();
         let action = routes.find(query.name(), query.qtype(), || asker.is_near(&routes));
+        // What goes in circles leaves in plaintext each time, unless that was found out before.
+        let may_be_echo = match action {
+            Action::Original(_) | Action::Plain(_) => true,
+            Action::Local(local) => local.answer == Answer::Circular,
+            Action::Encrypted(_) => false,
+        };
+        if may_be_echo && echo::comes_back(query.name()) {
+            let zone = Zone::root();
+            return Ok(Way::Local(Local { zone, answer: Answer::NxDomain }));
+        }
         let is_transfer = matches!(query.qtype(), rr_type::AXFR | rr_type::IXFR);
         let nameservers = match action {
             Action::Local(local) => return Ok(Way::Local(local.clone())),

@@ -24,6 +24,9 @@ const SOA_NUMBERS: [u32; 5] = [1, 3_600, 1_200, 604_800, TTL];
 /// The operator does not want it answered (RFC 8914 section 4.16).
 const BLOCKED: u16 = 15;
 
+/// Nobody who would know can be asked (RFC 8914 section 4.23).
+const UNREACHABLE: u16 = 22;
+
 /// The answer to a query in a zone that is answered here.
 pub(super) fn answer(query: &Query, local: &Local) -> Vec<u8> {
     let is_apex = query.name().eq_ignore_ascii_case(local.zone.wire());
@@ -38,6 +41,7 @@ pub(super) fn answer(query: &Query, local: &Local) -> Vec<u8> {
         Answer::NoData => (rcode::NOERROR, &[][..]),
         Answer::Localhost | Answer::NxDomain | Answer::Blocked => (rcode::NXDOMAIN, &[][..]),
         Answer::Refused => (rcode::REFUSED, &[][..]),
+        Answer::Circular => (rcode::SERVFAIL, &[][..]),
     };
     let mut out = own(query.id(), query.flags(), code, Some(query.question()));
     let wanted = |rr_type| matches!(query.qtype(), rr_type::ANY) || query.qtype() == rr_type;
@@ -45,7 +49,7 @@ pub(super) fn answer(query: &Query, local: &Local) -> Vec<u8> {
         push_record(&mut out, HEADER_LEN, *rr_type, data);
         out[7] += 1; // answers
     }
-    if out[7] == 0 && code != rcode::REFUSED {
+    if out[7] == 0 && !matches!(code, rcode::REFUSED | rcode::SERVFAIL) {
         // So that nobody asks again for a while (RFC 2308 section 3).
         let zone_at = HEADER_LEN + query.name().len() - local.zone.wire().len();
         let mut data = pointer(zone_at).to_vec();
@@ -58,6 +62,8 @@ pub(super) fn answer(query: &Query, local: &Local) -> Vec<u8> {
         let opt = append_opt(&mut out, edns);
         if matches!(local.answer, Answer::Blocked | Answer::Refused) {
             opt.option(&mut out, option_code::EXTENDED_ERROR, &BLOCKED.to_be_bytes());
+        } else if local.answer == Answer::Circular {
+            opt.option(&mut out, option_code::EXTENDED_ERROR, &UNREACHABLE.to_be_bytes());
         }
         opt.finish(&mut out);
     }

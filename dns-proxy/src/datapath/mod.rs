@@ -11,6 +11,7 @@
 
 mod asked;
 pub mod batch;
+pub mod echo;
 pub mod gate;
 pub mod handler;
 mod known;

@@ -8,7 +8,7 @@ mod resolv_conf;
 mod target;
 mod zone;
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 pub use resolv_conf::ResolvConf;
 pub use target::{Route, RouteError, Target};
@@ -73,6 +73,8 @@ pub enum Answer {
     Blocked,
     /// The query is refused, because the operator says so.
     Refused,
+    /// It cannot be answered: whoever would know asks us.
+    Circular,
 }
 
 /// Why routes contradict each other. Always the operator's to mend.
@@ -150,6 +152,23 @@ impl Routes {
     /// order of preference.
     pub fn resolvers(&self) -> &[SocketAddr] {
         &self.resolvers
+    }
+
+    /// Leaves out nameservers that ask us in turn. A zone that has no other fails.
+    pub fn avoid(&mut self, given: &[Route], circular: &BTreeSet<SocketAddr>) {
+        self.resolvers.retain(|addr| !circular.contains(addr));
+        for Route { zone, .. } in given {
+            let entry = self.tree.entry(zone);
+            let Some(Action::Plain(addrs)) = entry else {
+                continue;
+            };
+            let left: Box<[_]> =
+                addrs.iter().copied().filter(|addr| !circular.contains(addr)).collect();
+            *entry = Some(match left.is_empty() {
+                false => Action::Plain(left),
+                true => Action::Local(Local { zone: zone.clone(), answer: Answer::Circular }),
+            });
+        }
     }
 
     fn action(&mut self, zone: &Zone, targets: &[&Target]) -> Result<Action, Contradiction> {
@@ -325,6 +344,19 @@ mod tests {
         assert_eq!(way(&routes, "db"), ["original", "[10.0.0.1:53]"]);
         assert_eq!(way(&routes, "example.com"), ["[10.0.0.1:53]"; 2]);
         assert_eq!(way(&routes, "a.deep.internal"), ["Refused"; 2]);
+    }
+
+    #[test]
+    fn nameservers_that_ask_us_are_left_out() {
+        let given = ["corp=10.0.0.1", "corp=10.0.0.2", "lab=10.0.0.1", "x.lab=refuse"];
+        let given = given.map(|route| route.parse::<Route>().expect(route));
+        let host = ResolvConf::parse("nameserver 10.0.0.1\nnameserver 10.0.0.3\n", |_| None);
+        let mut routes = Routes::new(&given, true, &host).expect("no contradiction");
+        routes.avoid(&given, &["10.0.0.1:53".parse().expect("an address")].into());
+        assert_eq!(way(&routes, "a.corp"), ["[10.0.0.2:53]"; 2]);
+        assert_eq!(way(&routes, "a.lab"), ["Circular"; 2]);
+        assert_eq!(way(&routes, "x.lab"), ["Refused"; 2]);
+        assert_eq!(routes.resolvers(), ["10.0.0.3:53".parse().expect("an address")]);
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub enum ZoneError {
 }
 
 impl Zone {
+    /// All names.
+    pub fn root() -> Self {
+        Self([0].into())
+    }
+
     /// The name on the wire.
     pub fn wire(&self) -> &[u8] {
         &self.0

@@ -205,7 +205,13 @@ fn scope(view: &View) -> Scope {
         };
         patterns.iter().map(one).collect()
     };
-    Scope { select: patterns(&now.scope.select), exclude: patterns(&now.scope.exclude) }
+    let mut select: Vec<_> = patterns(&now.scope.select);
+    let selected = now.scope.selectors.iter().zip(&now.selected);
+    select.extend(selected.map(|(selector, matches)| Pattern {
+        pattern: selector.to_string(),
+        matches: matches.iter().map(|path| format!("/{path}")).collect(),
+    }));
+    Scope { select, exclude: patterns(&now.scope.exclude) }
 }
 
 fn attached(view: &View) -> Option<String> {

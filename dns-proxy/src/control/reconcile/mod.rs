@@ -28,9 +28,11 @@ use super::{
     bpf::{Attachment, Bpf, BpfError, Events},
     census::{Census, News},
     cgroup::{self, CgroupId, CgroupTree, Scope},
+    discover::{Discovery, Places},
     named::{self, Names},
     netns::{Netns, NetnsId},
     sockets,
+    stub::Notices,
     tokens::Ledger,
     view::{self, Snapshot, View},
     watch::Change,
@@ -84,6 +86,9 @@ pub struct Control {
     census: Census,
     names: Names,
     agenda: Agenda<Look>,
+    /// Who tells of containers and pods.
+    discovery: Discovery,
+    notices: Notices,
     bpf: Bpf,
     events: Events,
     workers: Arc<[Worker]>,
@@ -125,6 +130,7 @@ impl Control {
     pub fn start(
         tree: CgroupTree,
         scope: Scope,
+        places: &Places,
         bpf: Bpf,
         events: Events,
         workers: Arc<[Worker]>,
@@ -132,10 +138,13 @@ impl Control {
     ) -> Result<Self, ControlError> {
         let now = Instant::now();
         let view = Arc::new(View::new(tree.clone(), bpf.counters()));
+        let (discovery, picker) = Discovery::start(&scope.selectors, places, &tree);
         let mut control = Self {
-            census: Census::new(tree, scope).map_err(io_error("inotify"))?,
+            census: Census::new(tree, scope, picker).map_err(io_error("inotify"))?,
             names: Names::default(),
             agenda: Agenda::default(),
+            discovery,
+            notices: Notices::default(),
             bpf,
             events,
             workers,
@@ -167,6 +176,7 @@ impl Control {
         }
         control.break_stale(usize::MAX);
         control.expect_early()?;
+        control.notice_stubs();
         Ok(control)
     }
 
@@ -184,6 +194,10 @@ impl Control {
                 changes = self.census.changed() => {
                     self.hear(changes.map_err(io_error("inotify"))?);
                 }
+                told = self.discovery.changed() => {
+                    told.to(self.view.identities(), self.census.picker());
+                    warn_of(self.census.reconsider());
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     for look in self.agenda.take_due(Instant::now()) {
                         self.look(&look);
@@ -192,6 +206,7 @@ impl Control {
                 _ = resync.tick() => {
                     self.break_stale(STALE_AT_ONCE);
                     self.look_around();
+                    self.notice_stubs();
                     self.look_at_namespaces();
                     self.release_gone();
                     self.sweep_if_due();
@@ -293,6 +308,10 @@ impl Control {
 
     /// Looks at some of what inotify may not have told; `false` if that could not be.
     fn look_around(&mut self) -> bool {
+        if let Some(picker) = self.census.picker() {
+            picker.look_around();
+        }
+        warn_of(self.census.reconsider());
         let looked = self.census.look_around(LOOK);
         let could = looked.is_ok();
         warn_of(looked);
@@ -327,6 +346,9 @@ impl Control {
                 host.is_clean = false;
             }
         }
+        if let Some(picker) = self.census.picker() {
+            self.discovery.ask(picker.unknown());
+        }
         let attached = self.attach();
         if !self.is_shown {
             self.show();
@@ -353,11 +375,23 @@ impl Control {
         });
         self.view.show(Snapshot {
             scope: self.census.scope().clone(),
+            selected: self.census.selected(),
             attached: self.attached.as_ref().map(|(dir, _)| dir.clone()),
             namespaces: served.collect(),
             unservable: self.unservable.keys().copied().collect(),
         });
         self.is_shown = true;
+    }
+
+    /// Says which nameservers of the scope are stubs outside it.
+    fn notice_stubs(&mut self) {
+        let census = &self.census;
+        self.notices.look(
+            self.namespaces.keys().copied(),
+            || census.processes().collect(),
+            || census.members().map(|id| id.0).collect(),
+            census.root(),
+        );
     }
 
     /// Queries that were refused or captured because nobody had seen their namespace.
