@@ -38,6 +38,7 @@ pub mod dot_server;
 pub mod freeze;
 pub mod http;
 pub mod kresd;
+pub mod kube_api;
 pub mod leftovers;
 pub mod log;
 pub mod machine;

@@ -25,6 +25,8 @@ use tempfile::TempDir;
 pub const IMAGE: &str = "localhost/busybox:local";
 /// Where cgroup v2 is on this host, and nothing else.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// Where podman's interface is.
+const PODMAN_SOCKET: &str = "/run/podman/podman.sock";
 /// Debian's client; other ones may come first in `PATH`.
 const DOCKER: &str = "/usr/bin/docker";
 /// How long dockerd may take to start.
@@ -134,7 +136,7 @@ impl<'a> Runtimes<'a> {
     pub fn podman(&self, name: &str, options: &[&str]) -> Result<Contained> {
         let images = self.run_podman(&["images", "-q"])?;
         if images.trim().is_empty() {
-            self.import(&podman_line(&["import", "-", IMAGE]))?;
+            self.podman_image()?;
         }
         let parent = format!("/{}", self.containers.path()?);
         let run = ["run", "-d", "--pull", "never", "--name", name, "--cgroup-parent", &parent];
@@ -142,6 +144,31 @@ impl<'a> Runtimes<'a> {
         let pid = self.run_podman(&["inspect", "-f", "{{.State.Pid}}", name])?;
         let exec = podman_line(&["exec", name]);
         Self::contained(pid.trim(), &exec.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Serves podman's interface where it usually is, until this is dropped; with options that every
+    /// podman shares.
+    pub fn podman_service(&self, options: &[&str]) -> Result<Process> {
+        let line = podman_line(&["system", "service", "--time", "0"]);
+        let mut command = self.command(&line[0])?;
+        command.args(options).args(&line[1..]).arg(format!("unix://{PODMAN_SOCKET}"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        output(self.on_host("mkdir").args(["-p", "/run/podman"]))?;
+        let process = Process::spawn(command)?;
+        let is_there = || output(self.on_host("test").args(["-S", PODMAN_SOCKET])).is_ok();
+        ensure!(eventually(LIMIT, is_there), "podman does not serve {PODMAN_SOCKET}");
+        Ok(process)
+    }
+
+    /// Runs podman with global options.
+    pub fn run_podman_with(&self, options: &[&str], args: &[&str]) -> Result<String> {
+        let line = podman_line(args);
+        output(self.command(&line[0])?.args(options).args(&line[1..]))
+    }
+
+    /// Has an image for podman.
+    pub fn podman_image(&self) -> Result<()> {
+        self.import(&podman_line(&["import", "-", IMAGE]))
     }
 
     /// Runs podman.
@@ -242,6 +269,16 @@ impl Contained {
     /// Runs a program inside, through the runtime that made it, and gives what it printed.
     pub fn run(&self, runtimes: &Runtimes<'_>, args: &[&str]) -> Result<String> {
         output(runtimes.command(&self.exec[0])?.args(&self.exec[1..]).args(args))
+    }
+}
+
+impl Contained {
+    /// Starts a program inside that goes on, until what this gives is dropped.
+    pub fn spawn(&self, runtimes: &Runtimes<'_>, args: &[&str]) -> Result<Process> {
+        let mut command = runtimes.command(&self.exec[0])?;
+        command.args(&self.exec[1..]).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Process::spawn(command)
     }
 }
 

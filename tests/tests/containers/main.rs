@@ -2,4 +2,6 @@
 //! runtimes.
 
 mod clients;
+mod engines;
+mod pods;
 mod runtimes;

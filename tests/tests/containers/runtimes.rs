@@ -1,19 +1,21 @@
 //! Containers made by real runtimes, at the places in the cgroup tree where these put them, and on
 //! the networks that these make.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use dns_proxy_tests::{
     Daemon, Netns, Packet, PlainServer, Rootless, Runtimes, Stage, Zone,
     container::INTERFACE,
     port53,
+    process::Process,
     runtimes::{CGROUP_ROOT, Contained},
     world::UPLINK,
 };
 
 const V4: &str = "8.8.8.8";
 const V6: &str = "2001:4860:4860::8888";
+const LIMIT: Duration = Duration::from_secs(20);
 /// The nameserver of the podman network.
 const AARDVARK: &str = "10.89.200.1";
 
@@ -287,4 +289,44 @@ fn network(runtimes: &Runtimes<'_>, options: &[&str]) -> Result<()> {
     let subnets = ["--ipv6", "--subnet", "10.89.200.0/24", "--subnet", "fd88:0:0:c8::/64"];
     let create = [&["network", "create"], options, &subnets, &["net"]].concat();
     runtimes.run_podman(&create).map(drop).context("make a network")
+}
+
+/// Docker's nameserver asks on behalf of containers of the scope, and is not in it itself.
+#[test]
+fn a_stub_outside_the_scope_is_named_with_what_to_add() -> Result<()> {
+    let stage = Stage::new()?;
+    let runtimes = Runtimes::new(&stage.world)?;
+    let docker = runtimes.docker()?;
+    docker.client(&["network", "create", "--subnet", "10.89.200.0/24", "net"])?;
+    docker.container("app", &["--network", "net"])?;
+    let outside = "ask the nameserver 127.0.0.11, which is dockerd";
+    let add = format!(
+        "not in the scope, so nobody encrypts what it asks in turn; add --cgroup /{}",
+        runtimes.engine().path()?
+    );
+    let beside = daemon(&stage, "containers")?;
+    beside.wait_for_log(outside, LIMIT)?;
+    beside.wait_for_log(&add, LIMIT)?;
+    ensure!(beside.stop()?.success());
+
+    // With it in the scope there is nothing to say; that of another stub shows that it has looked.
+    let app = stage.world.container_with("app", "nameserver 127.0.0.53\n")?;
+    let stub = app.netns().command("dnsmasq");
+    let _stub = start_stub(stub)?;
+    let cgroup = format!("--cgroup={}", app.cgroup().path()?);
+    let mut args = stage.run_args(&[])?;
+    args.extend([cgroup, format!("--cgroup={}", runtimes.engine().path()?)]);
+    args.push(format!("--cgroup={}", runtimes.containers().path()?));
+    args.push(format!("--cgroup-root={CGROUP_ROOT}"));
+    let whole = Daemon::start(&stage.world, &args)?;
+    whole.wait_for_log("ask the nameserver 127.0.0.53, which is dnsmasq", LIMIT)?;
+    ensure!(!whole.log().text().contains("127.0.0.11"), "{}", whole.log().text());
+    Ok(())
+}
+
+/// A local stub, such as systemd-resolved is, in no cgroup of the scope.
+fn start_stub(mut command: std::process::Command) -> Result<Process> {
+    command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--user=root"]);
+    command.args(["--no-resolv", "--no-hosts", "--bind-interfaces", "--listen-address=127.0.0.53"]);
+    Process::spawn(command)
 }

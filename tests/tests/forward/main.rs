@@ -3,6 +3,7 @@
 
 mod authentication;
 mod cache;
+mod circles;
 mod cli;
 mod client;
 mod configuration;
