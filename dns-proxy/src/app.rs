@@ -167,6 +167,7 @@ impl App {
     fn parts(&self) -> admin::Parts {
         admin::Parts {
             workers: Arc::clone(&self.workers),
+            gatherer: Arc::clone(&self.gatherer),
             main: Arc::clone(&self.pulse),
             intercepts: self.control.is_some(),
             upstream: self.settings.clone(),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/healthz` | whether the daemon's threads turn, whatever the upstreams do |
 //! | `/readyz` | whether queries would be answered, and if not, what is missing |
+//! | `/metrics` | figures, for Prometheus |
 //!
 //! It has a thread of its own and waits for no other one longer than a moment, so that no load and no
 //! hang of the query path can fail it. It reads what workers count anyway; nothing is written.
@@ -11,8 +12,10 @@
 //! That it cannot listen is no reason not to encrypt, so it warns and tries again: in an upgrade the port
 //! is the predecessor's, which is about to end.
 
+mod exposition;
 mod health;
 mod http;
+mod metrics;
 mod ready;
 mod server;
 
@@ -25,6 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use exposition::Format;
 use health::Health;
 use http::{Code, Request, Response};
 use nix::libc;
@@ -32,7 +36,7 @@ use ready::{Check, Prober};
 use tokio::{sync::oneshot, time::sleep};
 use tracing::{error, info, warn};
 
-use crate::{datapath::worker::Worker, pulse::Pulse, upstream::Settings};
+use crate::{datapath::worker::Worker, pulse::Pulse, status::gather::Gatherer, upstream::Settings};
 
 /// How often to listen is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -57,6 +61,8 @@ pub struct Admin {
 pub struct Parts {
     /// The threads on the query path.
     pub workers: Arc<[Worker]>,
+    /// Knows how the daemon is.
+    pub gatherer: Arc<Gatherer>,
     /// The control plane's.
     pub main: Arc<Pulse>,
     /// Queries are intercepted, not only taken in by plain listeners.
@@ -148,7 +154,7 @@ async fn serve(addr: SocketAddr, listener: Option<TcpListener>, site: Arc<Site>)
             }
         },
     };
-    info!(%addr, "admin: /healthz, /readyz");
+    info!(%addr, "admin: /healthz, /readyz, /metrics");
     server::serve(listener, site).await
 }
 
@@ -165,8 +171,17 @@ impl Site {
         match request.path.as_str() {
             "/healthz" => Health::of(&self.phase()).response(),
             "/readyz" => ready::response(&self.checks().await),
-            _ => Response::text(Code::NotFound, "There are /healthz and /readyz here.\n"),
+            "/metrics" => self.metrics(Format::accepted(&request.accept)).await,
+            _ => Response::text(Code::NotFound, "There are /healthz, /readyz and /metrics here.\n"),
         }
+    }
+
+    async fn metrics(&self, format: Format) -> Response {
+        let (Phase::Running(parts) | Phase::Draining(parts)) = self.phase() else {
+            return Response::text(Code::ServiceUnavailable, "starting\n");
+        };
+        let text = metrics::render(&parts.gatherer, format).await;
+        Response { content_type: format.content_type(), ..Response::text(Code::Ok, text) }
     }
 
     /// All that must be so for queries to be answered.

@@ -91,6 +91,11 @@ impl Cache {
         self.store.count()
     }
 
+    /// How many were dropped to make room for others.
+    pub fn evicted(&self) -> u64 {
+        self.store.evicted()
+    }
+
     /// Octets that they take.
     pub fn used(&self) -> usize {
         self.store.used()

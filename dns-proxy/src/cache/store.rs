@@ -35,6 +35,8 @@ pub(super) struct Store {
     main: Ring,
     index: Index,
     ghosts: Vec<u16>,
+    /// Records that were dropped to make room for others.
+    evicted: u64,
 }
 
 /// Where a record is: its offset in units, and which queue.
@@ -52,11 +54,17 @@ impl Store {
             main: Ring::new(queues - small),
             index: Index::new(slots),
             ghosts: vec![0; ghosts],
+            evicted: 0,
         }
     }
 
     pub(super) fn count(&self) -> usize {
         self.index.count()
+    }
+
+    /// How many were dropped to make room for others.
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     /// Octets that records take.
@@ -143,6 +151,7 @@ impl Store {
         let old = Record(&self.small.record(at)[..len]);
         if old.heat() < POPULAR || old.gone_at() <= now {
             self.index.remove(hash, unit(at));
+            self.evicted += 1;
             *self.ghost(hash) = fingerprint(hash);
             return true;
         }
@@ -174,6 +183,7 @@ impl Store {
             }
         }
         self.index.remove(hash, from);
+        self.evicted += 1;
     }
 
     /// Whether it left the small queue not long ago.

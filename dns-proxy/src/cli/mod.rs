@@ -138,7 +138,7 @@ pub struct RunArgs {
     pub dnstap: Option<dnstap::Target>,
 
     /// Where to answer HTTP for probes, scrapers and people: /healthz (the daemon is alive), /readyz
-    /// (queries are answered). `off` is nowhere. Whoever may connect may read.
+    /// (queries are answered), /metrics (Prometheus). `off` is nowhere. Whoever may connect may read.
     #[arg(long, value_name = "ADDR:PORT|off", env = "DNS_PROXY_ADMIN")]
     #[arg(default_value = "127.0.0.1:9153", help_heading = "Observation")]
     pub admin: admin::Place,

@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub attached: Option<PathBuf>,
     /// Namespaces in service.
     pub namespaces: Vec<Served>,
+    /// Token addresses in use, when somebody last looked.
+    pub tokens: usize,
     /// Namespaces that could not be put in service.
     pub unservable: Vec<NetnsId>,
 }

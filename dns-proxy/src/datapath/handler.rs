@@ -70,6 +70,8 @@ pub struct Report {
     pub kept: usize,
     /// Octets that they take.
     pub kept_octets: usize,
+    /// Answers that were dropped to make room for others.
+    pub evicted: u64,
 }
 
 /// Which way a query goes.
@@ -161,8 +163,8 @@ impl Handler {
     /// What there is to say of this worker, by its own hand.
     pub fn report(&self) -> Report {
         let upstreams = self.pools.iter().map(Pool::report).collect();
-        let (kept, kept_octets) = self.known.as_ref().map(Known::kept).unwrap_or_default();
-        Report { upstreams, kept, kept_octets }
+        let (kept, kept_octets, evicted) = self.known.as_ref().map(Known::kept).unwrap_or_default();
+        Report { upstreams, kept, kept_octets, evicted }
     }
 
     /// Appends the answer to a message if that can be told at once: it is of the usual shape, and what

@@ -158,10 +158,10 @@ impl Known {
         }
     }
 
-    /// How many answers are kept, and the octets that they take.
-    pub(super) fn kept(&self) -> (usize, usize) {
+    /// How many answers are kept, the octets that they take, and how many had to go.
+    pub(super) fn kept(&self) -> (usize, usize, u64) {
         let cache = self.cache.borrow();
-        (cache.count(), cache.used())
+        (cache.count(), cache.used(), cache.evicted())
     }
 
     /// Whether so much is being asked that nothing should be asked ahead of time.

@@ -20,6 +20,8 @@ pub(crate) fn example() -> Status {
         resumed: 12,
         answers,
         failures: 0,
+        tls_failures: 0,
+        latencies: Default::default(),
         certificate_expires: Some(time("2027-02-01T00:00:00.000Z")),
     };
     let namespace = |id: u64, cgroup: &str| Namespace {
@@ -52,12 +54,13 @@ pub(crate) fn example() -> Status {
         }],
         attached: Some("/".to_owned()),
         namespaces: vec![namespace(4_026_531_840, "/"), namespace(4_026_532_300, "/docker")],
+        tokens: 12,
         listen: Vec::new(),
         upstreams: vec![
             upstream("9.9.9.9:853", "dns.quad9.net", UpstreamState::Up, Some(0.0123), 48_211),
             upstream("1.1.1.1:853", "cloudflare-dns.com", UpstreamState::Idle, Some(0.0141), 0),
         ],
-        cache: Cache { size: 64 << 20, used: 1_258_291, names: 10_211, hits: 96_400 },
+        cache: Cache { size: 64 << 20, used: 1_258_291, names: 10_211, hits: 96_400, evictions: 0 },
         counters: Counters {
             queries: 144_628,
             intercepted: 144_628,

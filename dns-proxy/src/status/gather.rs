@@ -85,6 +85,11 @@ impl Gatherer {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Told::by(config);
     }
 
+    /// The threads on the query path.
+    pub fn workers(&self) -> &[worker::Worker] {
+        &self.workers
+    }
+
     /// What the control plane shows, if anything is intercepted.
     pub fn view(&self) -> Option<&View> {
         self.view.as_deref()
@@ -114,6 +119,7 @@ impl Gatherer {
             scopes: self.view().map(scope).into_iter().collect(),
             attached: self.view().and_then(attached),
             namespaces: self.view().map(namespaces).unwrap_or_default(),
+            tokens: self.view().map_or(0, |view| view.now().tokens as u64),
             listen: told.listen.iter().map(ToString::to_string).collect(),
             upstreams: upstreams(reports.iter().flatten()),
             cache: self.cache(told.cache_size, reports.iter().flatten()),
@@ -164,6 +170,7 @@ impl Gatherer {
         reports.fold(empty, |cache, report| Cache {
             used: cache.used + report.kept_octets as u64,
             names: cache.names + report.kept as u64,
+            evictions: cache.evictions + report.evicted,
             ..cache
         })
     }
@@ -254,7 +261,7 @@ fn upstreams<'a>(reports: impl Iterator<Item = &'a Report>) -> Vec<Upstream> {
             for server in servers {
                 let known = all.iter_mut().find(|(g, addr, _)| *g == group && *addr == server.addr);
                 match known {
-                    Some((.., sum)) => add(sum, server),
+                    Some((.., sum)) => sum.merge(upstream(group, server)),
                     None => all.push((group, server.addr.clone(), upstream(group, server))),
                 }
             }
@@ -283,36 +290,10 @@ fn upstream(group: usize, server: &ServerReport) -> Upstream {
         resumed: server.resumed,
         answers: server.answers,
         failures: server.failures,
+        tls_failures: server.tls_failures,
+        latencies: server.latencies.clone(),
         certificate_expires: server.expires.map(Moment::from),
     }
-}
-
-/// Adds what another worker says of the same server.
-fn add(sum: &mut Upstream, server: &ServerReport) {
-    let other = upstream(0, server);
-    // The quicker connection says more of the server.
-    sum.latency_seconds = match (sum.latency_seconds, other.latency_seconds) {
-        (Some(one), Some(two)) => Some(one.min(two)),
-        (one, two) => one.or(two),
-    };
-    sum.authenticated = match (sum.authenticated, other.authenticated) {
-        (Some(one), Some(two)) => Some(one && two),
-        (one, two) => one.or(two),
-    };
-    sum.state = match (sum.state, other.state) {
-        (UpstreamState::Failed, _) | (_, UpstreamState::Failed) => UpstreamState::Failed,
-        (UpstreamState::Silent, _) | (_, UpstreamState::Silent) => UpstreamState::Silent,
-        (UpstreamState::Up, _) | (_, UpstreamState::Up) => UpstreamState::Up,
-        (UpstreamState::Idle, UpstreamState::Idle) => UpstreamState::Idle,
-    };
-    sum.error = sum.error.take().or(other.error);
-    sum.connections += other.connections;
-    sum.connected += other.connected;
-    sum.resumed += other.resumed;
-    sum.answers += other.answers;
-    sum.failures += other.failures;
-    // The last word is that of a certificate that was renewed.
-    sum.certificate_expires = sum.certificate_expires.max(other.certificate_expires);
 }
 
 fn state(state: ServerState) -> UpstreamState {

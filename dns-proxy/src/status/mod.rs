@@ -16,7 +16,7 @@ pub(crate) use example::example;
 
 use serde::{Deserialize, Serialize};
 
-use crate::moment::Moment;
+use crate::{meter::Distribution, moment::Moment};
 
 /// How the daemon is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub struct Status {
     pub attached: Option<String>,
     /// Network namespaces, in the order of their ids.
     pub namespaces: Vec<Namespace>,
+    /// Token addresses in use, as of the last half minute.
+    #[serde(default)]
+    pub tokens: u64,
     /// Plain listeners.
     pub listen: Vec<String>,
     /// Upstreams, in the order of preference; those of routes last.
@@ -121,8 +124,45 @@ pub struct Upstream {
     pub answers: u64,
     /// Times that it failed.
     pub failures: u64,
+    /// Those of them for which TLS or authentication was the reason.
+    #[serde(default)]
+    pub tls_failures: u64,
+    /// How long its answers took.
+    #[serde(skip)]
+    pub latencies: Distribution,
     /// When its certificate expires.
     pub certificate_expires: Option<Moment>,
+}
+
+impl Upstream {
+    /// Adds what somebody else says of the same server.
+    pub fn merge(&mut self, other: Self) {
+        // The quicker connection says more of the server.
+        self.latency_seconds = match (self.latency_seconds, other.latency_seconds) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        };
+        self.authenticated = match (self.authenticated, other.authenticated) {
+            (Some(one), Some(two)) => Some(one && two),
+            (one, two) => one.or(two),
+        };
+        self.state = match (self.state, other.state) {
+            (UpstreamState::Failed, _) | (_, UpstreamState::Failed) => UpstreamState::Failed,
+            (UpstreamState::Silent, _) | (_, UpstreamState::Silent) => UpstreamState::Silent,
+            (UpstreamState::Up, _) | (_, UpstreamState::Up) => UpstreamState::Up,
+            (UpstreamState::Idle, UpstreamState::Idle) => UpstreamState::Idle,
+        };
+        self.error = self.error.take().or(other.error);
+        self.connections += other.connections;
+        self.connected += other.connected;
+        self.resumed += other.resumed;
+        self.answers += other.answers;
+        self.failures += other.failures;
+        self.tls_failures += other.tls_failures;
+        self.latencies.merge(&other.latencies);
+        // The last word is that of a certificate that was renewed.
+        self.certificate_expires = self.certificate_expires.max(other.certificate_expires);
+    }
 }
 
 /// How an upstream is.
@@ -150,6 +190,9 @@ pub struct Cache {
     pub names: u64,
     /// Queries that were answered from it, or with what somebody else was just asking.
     pub hits: u64,
+    /// Answers that were dropped to make room for others.
+    #[serde(default)]
+    pub evictions: u64,
 }
 
 /// What became of queries.

@@ -483,6 +483,7 @@ impl Connection {
         if self.probe.borrow_mut().take_if(|(probe, _)| *probe == id).is_none() {
             self.answered.update(|answered| answered + 1);
             self.server.tally.answers.update(|answers| answers + 1);
+            self.server.tally.latencies.add(took);
             self.server.rtt.answer(took);
             let authenticated = self.authenticated.get();
             let by = self.server.addr().socket_addr();

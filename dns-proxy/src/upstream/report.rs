@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::server::Server;
-use crate::addr::UpstreamAddr;
+use crate::{
+    addr::UpstreamAddr,
+    meter::{Distribution, Histogram},
+};
 
 /// How a server is, as one worker sees it; the later, the worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +47,10 @@ pub struct ServerReport {
     pub answers: u64,
     /// Times that it failed.
     pub failures: u64,
+    /// Those of them for which TLS or authentication was the reason.
+    pub tls_failures: u64,
+    /// How long its answers took.
+    pub latencies: Distribution,
     /// When its certificate expires.
     pub expires: Option<SystemTime>,
 }
@@ -55,6 +62,8 @@ pub(super) struct Tally {
     pub(super) resumed: Cell<u64>,
     pub(super) answers: Cell<u64>,
     pub(super) failures: Cell<u64>,
+    pub(super) tls_failures: Cell<u64>,
+    pub(super) latencies: Histogram,
     pub(super) expires: Cell<Option<SystemTime>>,
 }
 
@@ -90,6 +99,8 @@ impl ServerReport {
             resumed: tally.resumed.get(),
             answers: tally.answers.get(),
             failures: tally.failures.get(),
+            tls_failures: tally.tls_failures.get(),
+            latencies: tally.latencies.read(),
             expires: tally.expires.get(),
         }
     }

@@ -223,6 +223,9 @@ impl Server {
     /// Notes a failure; says why unless that was said before.
     pub(super) fn failed(&self, error: &ConnectionError) {
         self.tally.failures.update(|failures| failures + 1);
+        if matches!(error, ConnectionError::Tls { .. }) {
+            self.tally.tls_failures.update(|failures| failures + 1);
+        }
         let mut failed = self.failed.borrow_mut();
         if failed.as_ref().is_none_or(|before| before.error != *error) {
             warn!(%error, "upstream failed");

@@ -107,6 +107,8 @@ pub struct Control {
     ledger: Ledger,
     /// Somebody is short of tokens: look for unused ones soon.
     scarce: bool,
+    /// Tokens in use at the last sweep.
+    tokens: usize,
     /// When tokens may be swept again, scarce or not.
     sweep_at: [Instant; 2],
     next_listener: u64,
@@ -158,6 +160,7 @@ impl Control {
             attached: None,
             ledger: Ledger::new(rest),
             scarce: false,
+            tokens: 0,
             sweep_at: [now, now + SWEEP],
             next_listener: 0,
             port: sockets::FIRST_PORT,
@@ -378,6 +381,7 @@ impl Control {
             selected: self.census.selected(),
             attached: self.attached.as_ref().map(|(dir, _)| dir.clone()),
             namespaces: served.collect(),
+            tokens: self.tokens,
             unservable: self.unservable.keys().copied().collect(),
         });
         self.is_shown = true;

@@ -66,6 +66,7 @@ impl Control {
             self.ledger.retire(*origin, *token, now);
         }
         live.retain(|live| !retire.contains_key(&live.token));
+        self.tokens = live.len();
         self.bpf.set_shares(&self.ledger.shares(&live))?;
         self.scarce = self.ledger.is_anybody_short(&live);
         if !retire.is_empty() || !free.is_empty() {
