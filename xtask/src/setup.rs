@@ -99,8 +99,10 @@ const TESTED_WITH: &[(&str, &[&str], &str)] = &[
 
 /// Packages that would change this machine if they were installed, what they need that would not,
 /// and what they are for.
-const UNPACKED: &[(&str, &[&str], &str)] =
-    &[("systemd-resolved", &["libsystemd-shared"], "a forwarder that is a client")];
+const UNPACKED: &[(&str, &[&str], &str)] = &[
+    ("systemd-resolved", &["libsystemd-shared"], "a forwarder that is a client"),
+    ("prometheus", &[], "its promtool judges metrics and alert rules; the server stays off"),
+];
 
 /// The programs that ours is measured beside, in the same way.
 const MEASURED_BESIDE: &[(&str, &[&str], &str)] = &[
@@ -148,8 +150,12 @@ fn unpacked(report: Report, package: &str, needs: &[&str], why: &str) -> Result<
         found(report, package);
         return Ok(());
     }
-    missing(package, &format!("unpack it, and install {}: {why}", needs.join(" ")));
-    apt::install(needs)?;
+    let also =
+        if needs.is_empty() { String::new() } else { format!(", and install {}", needs.join(" ")) };
+    missing(package, &format!("unpack it{also}: {why}"));
+    if !needs.is_empty() {
+        apt::install(needs)?;
+    }
     apt::unpack(package, &folder)
 }
 

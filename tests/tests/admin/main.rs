@@ -1,5 +1,6 @@
 //! What the daemon says of itself over HTTP, on the real network stack.
 
 mod health;
+mod metrics;
 mod place;
 mod server;
